@@ -1,0 +1,38 @@
+/* Replay protection: a sliding window of 8192 counters per nonce prefix, a bounded set of prefixes per
+ * session (transport.md 3.5.3). Call check before opening the frame and commit after its tag verified. */
+#ifndef PL_REPLAY_H
+#define PL_REPLAY_H
+
+#include "pl.h"
+
+#define PL_REPLAY_WINDOW 8192u
+#define PL_REPLAY_LIVE 5u       /* newest prefix and four earlier ones keep a window */
+#define PL_REPLAY_PREFIXES 64u  /* prefixes accepted per session; beyond: PL_ELIMIT */
+
+typedef struct pl_replay_window {
+  uint64_t highest;                          /* 0 = nothing seen */
+  uint64_t bits[PL_REPLAY_WINDOW / 64 + 1];  /* ring of blocks, RFC 6479 */
+} pl_replay_window;
+
+void pl_replay_window_init(pl_replay_window *w);
+/* PL_OK or PL_EREPLAY. Counter 0 is always refused. */
+int pl_replay_window_check(const pl_replay_window *w, uint64_t counter);
+void pl_replay_window_commit(pl_replay_window *w, uint64_t counter);
+
+typedef struct pl_replay {
+  pl_replay_window *live[PL_REPLAY_LIVE]; /* newest first; allocated on first use */
+  uint32_t live_prefix[PL_REPLAY_LIVE];
+  unsigned n_live;
+  uint32_t retired[PL_REPLAY_PREFIXES];
+  unsigned n_retired;
+  uint64_t newest_at_ns; /* when the newest prefix was first committed */
+} pl_replay;
+
+void pl_replay_init(pl_replay *r);
+void pl_replay_free(pl_replay *r);
+/* PL_OK, PL_EREPLAY (seen, too old, or a retired prefix), PL_ELIMIT (too many prefixes). */
+int pl_replay_check(const pl_replay *r, uint32_t prefix, uint64_t counter);
+/* Records an authenticated frame; a new prefix opens a window. PL_OK or PL_ENOMEM. */
+int pl_replay_commit(pl_replay *r, uint32_t prefix, uint64_t counter, uint64_t now_ns);
+
+#endif

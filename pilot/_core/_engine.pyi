@@ -1,0 +1,170 @@
+"""Typed surface of the bindings. Semantics: csrc/engine.h, csrc/loop.h, csrc/relay.h, function by function."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+class CoreError(OSError):
+    """A negative PL_E* result. `.code` is that number; `.name` e.g. "PL_ENOENT"."""
+
+    code: int
+    name: str
+
+Addr = tuple[str, int]  # numeric IP text, port
+
+# Event.type values (enum pl_event_type)
+EV_FRAME: int
+EV_BEACON: int
+EV_PEER_WANTED: int
+EV_NO_SESSION: int
+EV_SESSION_PROVED: int
+EV_SESSION_BROKEN: int
+EV_PATH_SEEN: int
+EV_PONG: int
+EV_CONN_OPEN: int
+EV_CONN_FAILED: int
+EV_ACCEPT: int
+EV_READABLE: int
+EV_WRITABLE: int
+EV_CONN_CLOSED: int
+EV_DATAGRAM: int
+EV_CLIENT_OPEN: int
+EV_CLIENT_FRAME: int
+EV_CLIENT_CLOSED: int
+EV_PMTU: int
+DIAL_REFUSED: int
+DIAL_TIMEOUT: int
+DIAL_NO_KEY: int
+CAP_NOCRC: int
+CAP_STREAM_OPTS: int
+OWNER_NONE: int
+OWNER_APP: int
+OWNER_ECHO: int
+OWNER_CLIENT: int
+
+class Event:
+    type: int
+    node: int
+    conn: int
+    client: int
+    remote_net: int
+    remote_port: int
+    local_net: int
+    local_port: int
+    relayed: bool
+    addr: Addr | None
+    a: int
+    b: int
+    data: bytes
+
+class EngineBase:
+    """Commands common to DataPlane (threaded, real sockets) and Engine (sans-I/O, virtual time).
+
+    Commands that fail raise CoreError."""
+
+    def set_node(self, node: int) -> None: ...
+    def set_public(self, public: bool) -> None: ...
+    def set_beacons(self, beacons: Sequence[Addr]) -> None: ...
+    def set_trusted(self, node: int, trusted: bool) -> None: ...
+    def install_key(
+        self, node: int, key: bytes, key_id: int, features: int = 0, max_segment: int = 0, reorder_segments: int = 0
+    ) -> None: ...
+    def drop_session(self, node: int) -> None: ...
+    def forget_peer(self, node: int) -> None: ...
+    def set_path(self, node: int, addr: Addr, relay: bool) -> None: ...
+    def probe(self, node: int, addr: Addr, relay: bool, token: int) -> None: ...
+    def send_raw(self, addr: Addr, data: bytes) -> None: ...
+    def peer_info(self, node: int) -> dict[str, Any] | None:
+        """Fields of pl_peer_info; `path` is Addr or None."""
+    def peers(self) -> list[dict[str, Any]]: ...
+    def listen(self, port: int, owner: int, client: int = 0, open_port: bool = False) -> None: ...
+    def unlisten(self, port: int) -> None: ...
+    def dial(
+        self, node: int, port: int, *, local_net: int = 0, remote_net: int = 0, client: int = 0, timeout: float = 30.0
+    ) -> int:
+        """Returns the connection id; the result arrives as EV_CONN_OPEN or EV_CONN_FAILED."""
+    def own(self, conn: int, owner: int, client: int = 0) -> None: ...
+    def write(self, conn: int, data: bytes | bytearray | memoryview) -> int:
+        """Bytes taken (0 when the send buffer is full; EV_WRITABLE follows)."""
+    def read(self, conn: int, max_bytes: int = 65536) -> bytes | None:
+        """Bytes, b"" at end of stream, None when nothing waits (EV_READABLE follows). Keep reading until None or b""."""
+    def unacked(self, conn: int) -> int: ...
+    def close(self, conn: int) -> None: ...
+    def abort(self, conn: int) -> None: ...
+    def conn_info(self, conn: int) -> dict[str, Any] | None:
+        """Fields of pl_conn_info and pl_stream_info, flat; `state` as text of ipc.md 3 (ESTABLISHED, ...)."""
+    def conns(self) -> list[dict[str, Any]]: ...
+    def send_datagram(
+        self, node: int, port: int, data: bytes, *, local_net: int = 0, src_port: int = 0, remote_net: int = 0
+    ) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def events(self, limit: int = 1024) -> list[Event]: ...
+
+class DataPlane(EngineBase):
+    """Engine + data thread + tunnel socket + local clients (pl_loop). The constructor opens the socket (OSError)."""
+
+    def __init__(
+        self,
+        bind: Addr = ("0.0.0.0", 0),
+        *,
+        gso: bool = True,
+        gro: bool = True,
+        congestion: str = "bbr",
+        max_segment: int = 8192,
+        socket_buffer: int = 8 << 20,
+        options: Mapping[str, int] | None = None,
+    ) -> None:
+        """options: overrides by field name of pl_engine_cfg / pl_stream_cfg (e.g. "keepalive_ns", "max_conns", "syn_rate")."""
+    def start(self) -> None: ...
+    def stop(self) -> None:
+        """Stops and joins the thread, closes all. Idempotent. Call it off the event loop (it may take a moment)."""
+    def serve(self, listen_fd: int) -> None:
+        """Takes over a listening Unix socket (detach it from Python first)."""
+    @property
+    def event_fd(self) -> int:
+        """Readable when events wait. On wake-up call events() until it returns fewer than `limit`; events() clears the fd."""
+    @property
+    def local_addr(self) -> Addr: ...
+    def client_send(self, client: int, cmd: int, payload: bytes = b"") -> bool:
+        """Queues one IPC frame; False if the client is gone or hopelessly slow."""
+    def client_close(self, client: int) -> None: ...
+    def attach(self, conn: int, client: int) -> None: ...
+
+class Engine(EngineBase):
+    """Sans-I/O engine for tests and the simulator. Time is what was last passed in, nanoseconds."""
+
+    def __init__(
+        self, *, seed: bytes, now_ns: int, congestion: str = "bbr", max_segment: int = 8192, options: Mapping[str, int] | None = None
+    ) -> None: ...
+    def input(self, data: bytes, addr: Addr, now_ns: int, seg: int = 0) -> None: ...
+    def flush(self, now_ns: int) -> None: ...
+    def output(self) -> list[tuple[bytes, Addr]]:
+        """Datagrams sent since last asked, in order."""
+    def deadline(self) -> int | None: ...
+
+class RelayLoop:
+    """The beacon's socket and native forwarding thread (pl_relay_loop)."""
+
+    def __init__(self, bind: Addr, *, options: Mapping[str, int] | None = None) -> None: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    @property
+    def local_addr(self) -> Addr: ...
+    def set_peers(self, peers: Sequence[Addr]) -> None: ...
+    def nodes(self) -> list[int]: ...
+    def lookup(self, node: int) -> Addr | None: ...
+    def vouch(self, node: int, ip: str | None) -> None: ...
+    def send(self, addr: Addr, data: bytes) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+
+def crc32(data: bytes, crc: int = 0) -> int: ...
+def packet_parse(data: bytes, crc_optional: bool = False) -> dict[str, Any]:
+    """Fields of pl_packet, payload as bytes. CoreError with PL_ESHORT, PL_ECRC, PL_EFORMAT."""
+def packet_build(fields: Mapping[str, Any]) -> bytes: ...
+def sack_parse(data: bytes, max_blocks: int = 4) -> list[tuple[int, int]]: ...
+def sack_write(blocks: Sequence[tuple[int, int]]) -> bytes: ...
+def beacon_parse(data: bytes) -> dict[str, Any]: ...
+def pils_parse(data: bytes) -> dict[str, Any]: ...
+def ipc_parse(data: bytes) -> tuple[int, bytes, int] | None:
+    """(cmd, payload, size), None if incomplete, CoreError if too long."""
+def aead_seal(key: bytes, nonce: bytes, aad: bytes, data: bytes) -> bytes: ...
+def aead_open(key: bytes, nonce: bytes, aad: bytes, data: bytes) -> bytes: ...
