@@ -1,0 +1,657 @@
+/* Connections: table, dial and accept, owners, sending in trains (transport.md 4.2, 2.3).
+ *
+ * A connection is found by (local port, remote port, remote node): the network half of an address differs between
+ * implementations in replies, the node never does. */
+#include "engine_internal.h"
+
+#include <stdlib.h>
+
+static uint64_t tuple_key(uint16_t local, uint16_t remote, uint32_t node) {
+  return (uint64_t)local << 48 | (uint64_t)remote << 32 | node;
+}
+
+static pl_conn *find(const pl_engine *e, uint32_t id) { return pl_map_get(&e->conns, id); }
+
+/* ---- lists ---- */
+
+void pl_conn_activate(pl_engine *e, pl_conn *c) {
+  if (c->in_active) return;
+  c->in_active = true;
+  c->active_next = NULL;
+  if (e->active_tail)
+    e->active_tail->active_next = c;
+  else
+    e->active_head = c;
+  e->active_tail = c;
+}
+
+static void mark_ready(pl_engine *e, pl_conn *c) {
+  if (c->in_ready) return;
+  c->in_ready = true;
+  c->ready_next = NULL;
+  if (e->ready_tail)
+    e->ready_tail->ready_next = c;
+  else
+    e->ready_head = c;
+  e->ready_tail = c;
+}
+
+static void unlink_active(pl_engine *e, pl_conn *c) {
+  if (!c->in_active) return;
+  pl_conn **at = &e->active_head, *prev = NULL;
+  while (*at != c) {
+    prev = *at;
+    at = &(*at)->active_next;
+  }
+  *at = c->active_next;
+  if (e->active_tail == c) e->active_tail = prev;
+  c->in_active = false;
+}
+
+static void unlink_ready(pl_engine *e, pl_conn *c) {
+  if (!c->in_ready) return;
+  pl_conn **at = &e->ready_head, *prev = NULL;
+  while (*at != c) {
+    prev = *at;
+    at = &(*at)->ready_next;
+  }
+  *at = c->ready_next;
+  if (e->ready_tail == c) e->ready_tail = prev;
+  c->in_ready = false;
+}
+
+/* ---- creation and end ---- */
+
+static pl_conn *conn_new(pl_engine *e, pl_peer *p, uint16_t local_net, uint16_t local_port, uint16_t remote_net,
+                         uint16_t remote_port) {
+  pl_conn *c = calloc(1, sizeof *c);
+  if (!c) return NULL;
+  do {
+    c->id = e->next_conn++;
+    if (e->next_conn == 0) e->next_conn = 1;
+  } while (c->id == 0 || find(e, c->id));
+  c->peer = p;
+  c->local_net = local_net;
+  c->local_port = local_port;
+  c->remote_net = remote_net;
+  c->remote_port = remote_port;
+  c->timer.conn = c;
+  c->dial_deadline_ns = PL_NEVER;
+  c->armed = true;
+  if (pl_map_put(&e->conns, c->id, c) < 0) {
+    free(c);
+    return NULL;
+  }
+  if (pl_map_put(&e->tuples, tuple_key(local_port, remote_port, p->node), c) < 0) {
+    pl_map_del(&e->conns, c->id);
+    free(c);
+    return NULL;
+  }
+  c->peer_next = p->conns;
+  if (p->conns) p->conns->peer_prev = c;
+  p->conns = c;
+  p->n_conns++;
+  return c;
+}
+
+static pl_event *conn_event(pl_engine *e, const pl_conn *c, uint32_t type) {
+  pl_event *ev = pl_event_push(e, type, NULL, 0, false);
+  if (!ev) return NULL;
+  ev->conn = c->id;
+  ev->client = c->client;
+  ev->node = c->peer->node;
+  ev->local_net = c->local_net;
+  ev->local_port = c->local_port;
+  ev->remote_net = c->remote_net;
+  ev->remote_port = c->remote_port;
+  return ev;
+}
+
+static void unpark(pl_engine *e, pl_conn *c) {
+  if (!c->parked) return;
+  c->parked = false;
+  pl_port *port = pl_map_get(&e->ports, c->local_port);
+  if (port && port->parked) port->parked--;
+}
+
+static void conn_free(pl_engine *e, pl_conn *c) {
+  unpark(e, c);
+  if (c->inbound) {
+    pl_port *port = pl_map_get(&e->ports, c->local_port);
+    if (port && port->n_conns) port->n_conns--;
+  }
+  unlink_active(e, c);
+  unlink_ready(e, c);
+  pl_wheel_cancel(e->wheel, &c->timer.t);
+  pl_map_del(&e->conns, c->id);
+  uint64_t key = tuple_key(c->local_port, c->remote_port, c->peer->node);
+  if (pl_map_get(&e->tuples, key) == c) pl_map_del(&e->tuples, key);
+  pl_peer *p = c->peer;
+  if (c->peer_prev)
+    c->peer_prev->peer_next = c->peer_next;
+  else
+    p->conns = c->peer_next;
+  if (c->peer_next) c->peer_next->peer_prev = c->peer_prev;
+  p->n_conns--;
+  if (p->n_conns == 0) {
+    p->last_app_ns = pl_max64(p->last_app_ns, e->now_ns);
+    pl_peer_schedule(e, p);
+  }
+  pl_stream_free(c->s);
+  free(c);
+}
+
+static void dial_failed(pl_engine *e, pl_conn *c, uint64_t reason) {
+  pl_event *ev = conn_event(e, c, PL_EV_CONN_FAILED);
+  if (ev) ev->a = reason;
+  conn_free(e, c);
+}
+
+void pl_conn_kill(pl_engine *e, pl_conn *c, bool reset) {
+  if (c->dialing) {
+    dial_failed(e, c, PL_DIAL_TIMEOUT);
+    return;
+  }
+  pl_event *ev = conn_event(e, c, PL_EV_CONN_CLOSED);
+  if (ev) ev->a = reset;
+  conn_free(e, c);
+}
+
+/* ---- dial ---- */
+
+uint16_t pl_conn_ephemeral(pl_engine *e, uint32_t node, uint16_t remote_port) {
+  for (unsigned i = 0; i < 16384; i++) {
+    uint16_t port = e->next_port;
+    e->next_port = port == 65535 ? 49152 : (uint16_t)(port + 1);
+    if (!pl_map_get(&e->tuples, tuple_key(port, remote_port, node)) && !pl_map_get(&e->ports, port) &&
+        port != PL_PROBE_PORT)
+      return port;
+  }
+  return 0;
+}
+
+static pl_synopt our_synopt(const pl_engine *e) {
+  /* The window field counts KiB: 64 MiB at most in 16 bits. */
+  return (pl_synopt){.window_shift = 10, .max_sack = PL_SACK_MAX, .max_segment = (uint16_t)e->cfg.max_segment,
+                     .reorder_segments = 65536};
+}
+
+static bool speaks_options(const pl_peer *p) { return p->cur && p->cur->caps.features & PL_CAP_STREAM_OPTS; }
+
+int64_t pl_engine_dial(pl_engine *e, uint16_t local_net, uint16_t remote_net, uint32_t node, uint16_t port, uint32_t client,
+                       uint64_t timeout_ns, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  if (!e->node) return PL_ESTATE;
+  if (e->conns.used >= e->cfg.max_conns) return PL_ELIMIT;
+  pl_peer *p = pl_peer_get(e, node);
+  if (!p) return node == 0 || node == e->node ? PL_ENOENT : PL_ELIMIT;
+  uint16_t local_port = pl_conn_ephemeral(e, node, port);
+  if (!local_port) return PL_ELIMIT;
+  pl_conn *c = conn_new(e, p, local_net, local_port, remote_net, port);
+  if (!c) return PL_ENOMEM;
+  c->client = client;
+  c->dialing = true;
+  c->held = true;
+  c->dial_deadline_ns = e->now_ns + timeout_ns;
+  p->last_dial_ns = e->now_ns | 1;
+  p->last_app_ns = e->now_ns;
+  if (pl_peer_usable(p)) {
+    pl_conn_release(e, c);
+  } else {
+    pl_peer_want(e, p);
+    pl_wheel_set(e->wheel, &c->timer.t, c->dial_deadline_ns);
+  }
+  return c->s || c->held ? (int64_t)c->id : PL_ENOMEM;
+}
+
+/* Key and path are there: the stream begins. Only now is it known whether the peer understands options. */
+void pl_conn_release(pl_engine *e, pl_conn *c) {
+  pl_synopt offer = our_synopt(e);
+  pl_stream *s = pl_stream_dial(&e->cfg.stream, (uint32_t)pl_engine_random(e), pl_peer_mss(e, c->peer),
+                                speaks_options(c->peer) ? &offer : NULL, e->now_ns);
+  if (!s) return; /* out of memory: the dial deadline answers */
+  c->held = false;
+  c->s = s;
+  pl_stream_release(s, e->now_ns);
+  pl_conn_activate(e, c);
+}
+
+/* ---- accept ---- */
+
+static void refuse(pl_engine *e, pl_peer *p, const pl_packet *syn) {
+  e->st.syn_refused++;
+  pl_packet rst = {.flags = PL_FLAG_RST, .proto = PL_PROTO_STREAM, .src_net = syn->dst_net, .src_node = e->node,
+                   .dst_net = syn->src_net, .dst_node = syn->src_node, .src_port = syn->dst_port, .dst_port = syn->src_port};
+  pl_session_send_active(e, p, &rst, NULL, 0);
+}
+
+static void on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
+  pl_port *port = pl_map_get(&e->ports, pkt->dst_port);
+  if (!pl_trust_gate(e, p, pkt->dst_port, port && port->open_port)) {
+    e->st.drop_untrusted++; /* silence: a stranger learns nothing of our ports */
+    return;
+  }
+  if (!port) {
+    refuse(e, p, pkt);
+    return;
+  }
+  /* Trusted bulk dialers are many streams from one node: the burst is wide, the sustained rate is the specified one. */
+  double rate = e->cfg.syn_rate;
+  if (!pl_token_take(&p->syn_tokens, &p->syn_at_ns, p->trusted ? rate : 10, p->trusted && rate > 64 ? rate : 64, e->now_ns) ||
+      !pl_token_take(&e->syn_tokens, &e->syn_at_ns, rate, rate, e->now_ns)) {
+    e->st.syn_rate_limited++;
+    return;
+  }
+  if (e->conns.used >= e->cfg.max_conns || port->n_conns >= e->cfg.max_conns_port) {
+    refuse(e, p, pkt);
+    return;
+  }
+  if (port->owner != PL_OWNER_ECHO && port->parked >= e->cfg.accept_queue) {
+    e->st.accept_queue_drops++;
+    refuse(e, p, pkt);
+    return;
+  }
+  pl_conn *c = conn_new(e, p, pkt->dst_net, pkt->dst_port, pkt->src_net, pkt->src_port);
+  if (!c) return;
+  pl_synopt offer = our_synopt(e);
+  c->s = pl_stream_accept(&e->cfg.stream, (uint32_t)pl_engine_random(e), pl_peer_mss(e, p),
+                          speaks_options(p) ? &offer : NULL, pkt, e->now_ns);
+  c->inbound = true;
+  port->n_conns++;
+  if (!c->s) {
+    conn_free(e, c);
+    return;
+  }
+  c->client = port->client;
+  if (port->owner == PL_OWNER_ECHO) {
+    c->owner = PL_OWNER_ECHO;
+  } else {
+    c->parked = true;
+    port->parked++;
+    conn_event(e, c, PL_EV_ACCEPT);
+  }
+  pl_conn_activate(e, c);
+}
+
+void pl_conn_on_packet(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
+  pl_conn *c = pl_map_get(&e->tuples, tuple_key(pkt->dst_port, pkt->src_port, p->node));
+  bool syn = (pkt->flags & (PL_FLAG_SYN | PL_FLAG_ACK)) == PL_FLAG_SYN;
+  if (c && c->s && syn) {
+    pl_stream_info info;
+    pl_stream_get_info(c->s, &info);
+    if (info.state == PL_ST_TIME_WAIT || info.state == PL_ST_CLOSED) { /* the peer's port came round again */
+      pl_conn_kill(e, c, false);
+      c = NULL;
+    }
+  }
+  if (!c) {
+    if (syn)
+      on_syn(e, p, pkt);
+    else
+      e->st.drop_no_conn++;
+    return;
+  }
+  if (!c->s || c->dead) return;
+  unsigned ev = pl_stream_recv(c->s, pkt, e->now_ns);
+  pl_conn_activate(e, c); /* an acknowledgement may be due */
+  if (ev) pl_conn_events(e, c, ev);
+}
+
+/* ---- owners ---- */
+
+static void echo_pump(pl_engine *e, pl_conn *c) {
+  const uint8_t *p[2];
+  size_t n[2];
+  for (;;) {
+    unsigned spans = pl_stream_peek(c->s, p, n);
+    size_t moved = 0;
+    for (unsigned i = 0; i < spans; i++) {
+      int64_t w = pl_stream_write(c->s, p[i], n[i]);
+      if (w <= 0) break;
+      moved += (size_t)w;
+      if ((size_t)w < n[i]) break;
+    }
+    if (!moved) break;
+    pl_stream_consume(c->s, moved, e->now_ns);
+  }
+  if (pl_stream_eof(c->s) && !c->closing) {
+    c->closing = true;
+    pl_stream_close(c->s, e->now_ns);
+  }
+  pl_conn_activate(e, c);
+}
+
+static void discard(pl_engine *e, pl_conn *c) {
+  size_t n;
+  while ((n = pl_stream_readable(c->s)) > 0) pl_stream_consume(c->s, n, e->now_ns);
+}
+
+static void tell_readable(pl_engine *e, pl_conn *c) {
+  if (c->closing) {
+    discard(e, c);
+    return;
+  }
+  switch (c->owner) {
+    case PL_OWNER_ECHO:
+      echo_pump(e, c);
+      break;
+    case PL_OWNER_CLIENT:
+      mark_ready(e, c);
+      break;
+    case PL_OWNER_APP:
+      if (c->armed && (pl_stream_readable(c->s) || pl_stream_eof(c->s))) {
+        c->armed = false;
+        conn_event(e, c, PL_EV_READABLE);
+      }
+      break;
+    default:
+      break;
+  }
+}
+
+static void tell_writable(pl_engine *e, pl_conn *c) {
+  if (c->closing) return;
+  switch (c->owner) {
+    case PL_OWNER_ECHO:
+      echo_pump(e, c);
+      break;
+    case PL_OWNER_CLIENT:
+      mark_ready(e, c);
+      break;
+    case PL_OWNER_APP:
+      if (c->want_write) {
+        c->want_write = false;
+        conn_event(e, c, PL_EV_WRITABLE);
+      }
+      break;
+    default:
+      break;
+  }
+}
+
+/* May free `c`. */
+void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev) {
+  if (c->dialing) {
+    if (ev & PL_SEV_REFUSED) {
+      dial_failed(e, c, PL_DIAL_REFUSED);
+      return;
+    }
+    if (ev & (PL_SEV_TIMEOUT | PL_SEV_RESET)) {
+      dial_failed(e, c, PL_DIAL_TIMEOUT);
+      return;
+    }
+    if (ev & PL_SEV_OPENED) {
+      c->dialing = false;
+      c->parked = false;
+      c->dial_deadline_ns = PL_NEVER;
+      conn_event(e, c, PL_EV_CONN_OPEN);
+    }
+  }
+  if (ev & (PL_SEV_READABLE | PL_SEV_EOF)) tell_readable(e, c);
+  if (ev & PL_SEV_WRITABLE) tell_writable(e, c);
+  if (ev & PL_SEV_RESET) {
+    if (c->owner == PL_OWNER_CLIENT && !c->closing) {
+      c->dead = true; /* its shell hands over what is buffered, then lets go */
+      mark_ready(e, c);
+      return;
+    }
+    pl_conn_kill(e, c, true);
+    return;
+  }
+  if (ev & PL_SEV_CLOSED) {
+    if (c->owner == PL_OWNER_CLIENT && !c->closing) {
+      c->dead = true;
+      mark_ready(e, c);
+      return;
+    }
+    pl_conn_kill(e, c, false);
+  }
+}
+
+void pl_conn_on_timer(pl_engine *e, pl_conn *c) {
+  if (c->dialing && e->now_ns >= c->dial_deadline_ns) {
+    dial_failed(e, c, c->peer->cur ? PL_DIAL_TIMEOUT : PL_DIAL_NO_KEY);
+    return;
+  }
+  if (!c->s) {
+    pl_wheel_set(e->wheel, &c->timer.t, c->dial_deadline_ns);
+    return;
+  }
+  if (c->dead) return;
+  unsigned ev = pl_stream_tick(c->s, e->now_ns);
+  pl_stream_info info;
+  pl_stream_get_info(c->s, &info);
+  if (info.timeouts >= c->timeouts_seen + 3 && info.in_flight) {
+    c->timeouts_seen = info.timeouts;
+    pl_pmtu_blackhole(e, c->peer);
+  }
+  pl_conn_activate(e, c);
+  if (ev) pl_conn_events(e, c, ev);
+}
+
+/* ---- sending ---- */
+
+/* One visit: up to a train of packets of one stream. True if it has more to send now. */
+static bool send_train(pl_engine *e, pl_conn *c, size_t *bytes) {
+  pl_peer *p = c->peer;
+  if (!c->s || c->dead || !pl_peer_usable(p)) return false;
+  pl_stream_out out;
+  for (unsigned i = 0; i < PL_TRAIN_PACKETS; i++) {
+    if (!pl_stream_next(c->s, e->now_ns, &out)) return false;
+    pl_packet pkt = {.flags = out.flags, .proto = PL_PROTO_STREAM, .src_net = c->local_net, .src_node = e->node,
+                     .dst_net = c->remote_net, .dst_node = p->node, .src_port = c->local_port, .dst_port = c->remote_port,
+                     .seq = out.seq, .ack = out.ack, .window = out.window, .len = (uint16_t)(out.n1 + out.n2)};
+    pl_session_send(e, p, p->cur, &p->path, p->relay, &pkt, out.p1, out.n1, out.p2, out.n2);
+    *bytes += out.n1 + out.n2 + PL_HDR_SIZE + PL_PILS_OVERHEAD;
+  }
+  return true;
+}
+
+void pl_conn_send_all(pl_engine *e) {
+  size_t bytes = 0;
+  while (e->active_head && bytes < PL_FLUSH_BYTES) {
+    pl_conn *c = e->active_head;
+    e->active_head = c->active_next;
+    if (!e->active_head) e->active_tail = NULL;
+    c->in_active = false;
+    if (send_train(e, c, &bytes)) {
+      pl_conn_activate(e, c); /* to the end of the line: streams take turns by trains */
+      continue;
+    }
+    uint64_t at = c->s && !c->dead ? pl_stream_deadline(c->s) : PL_NEVER;
+    if (c->dialing) at = pl_min64(at, c->dial_deadline_ns);
+    pl_wheel_set(e->wheel, &c->timer.t, at);
+  }
+}
+
+/* ---- ports and commands ---- */
+
+int pl_engine_listen(pl_engine *e, uint16_t port, enum pl_owner owner, uint32_t client, bool open_port) {
+  if (pl_map_get(&e->ports, port)) return PL_EEXIST;
+  pl_port *x = calloc(1, sizeof *x);
+  if (!x) return PL_ENOMEM;
+  x->port = port;
+  x->owner = owner;
+  x->client = client;
+  x->open_port = open_port;
+  if (pl_map_put(&e->ports, port, x) < 0) {
+    free(x);
+    return PL_ENOMEM;
+  }
+  return PL_OK;
+}
+
+int pl_engine_unlisten(pl_engine *e, uint16_t port) {
+  pl_port *x = pl_map_del(&e->ports, port);
+  if (!x) return PL_ENOENT;
+  free(x);
+  return PL_OK;
+}
+
+int pl_engine_own(pl_engine *e, uint32_t conn, enum pl_owner owner, uint32_t client, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  if (c->dialing) return PL_ESTATE;
+  unpark(e, c);
+  c->owner = owner;
+  c->client = client;
+  c->armed = true;
+  if (c->dead && owner != PL_OWNER_CLIENT) {
+    pl_conn_kill(e, c, true);
+    return PL_OK;
+  }
+  tell_readable(e, c);
+  return PL_OK;
+}
+
+int64_t pl_engine_write(pl_engine *e, uint32_t conn, const uint8_t *data, size_t len, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  if (c->dead || c->closing || !c->s) return PL_ESTATE;
+  int64_t n = pl_stream_write(c->s, data, len);
+  if (n >= 0 && (size_t)n < len) c->want_write = true;
+  c->peer->last_app_ns = e->now_ns;
+  if (n > 0) pl_conn_activate(e, c);
+  return n;
+}
+
+int64_t pl_engine_read(pl_engine *e, uint32_t conn, uint8_t *buf, size_t cap, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  if (!c->s) return PL_EAGAIN;
+  const uint8_t *p[2];
+  size_t n[2], done = 0;
+  unsigned spans = pl_stream_peek(c->s, p, n);
+  for (unsigned i = 0; i < spans && done < cap; i++) {
+    size_t k = n[i] < cap - done ? n[i] : cap - done;
+    memcpy(buf + done, p[i], k);
+    done += k;
+  }
+  if (done) {
+    pl_stream_consume(c->s, done, e->now_ns);
+    pl_conn_activate(e, c);
+    return (int64_t)done;
+  }
+  if (pl_stream_eof(c->s)) return 0;
+  c->armed = true;
+  return PL_EAGAIN;
+}
+
+int pl_engine_close(pl_engine *e, uint32_t conn, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  if (c->dialing || !c->s || c->dead) {
+    c->dialing = false; /* the closer does not need to hear of it */
+    pl_conn_kill(e, c, c->dead);
+    return PL_OK;
+  }
+  unpark(e, c);
+  unlink_ready(e, c);
+  c->owner = PL_OWNER_NONE;
+  c->closing = true;
+  pl_stream_close(c->s, e->now_ns);
+  discard(e, c);
+  pl_conn_activate(e, c);
+  return PL_OK;
+}
+
+int pl_engine_abort(pl_engine *e, uint32_t conn, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  if (c->s && !c->dead && !c->dialing) {
+    size_t bytes = 0;
+    pl_stream_abort(c->s, e->now_ns);
+    send_train(e, c, &bytes);
+  }
+  c->dialing = false;
+  pl_conn_kill(e, c, true);
+  return PL_OK;
+}
+
+int64_t pl_engine_unacked(const pl_engine *e, uint32_t conn) {
+  const pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  return c->s ? (int64_t)pl_stream_unacked(c->s) : 0;
+}
+
+/* ---- for the shell of local clients ---- */
+
+uint32_t pl_engine_next_ready(pl_engine *e) {
+  pl_conn *c = e->ready_head;
+  if (!c) return 0;
+  e->ready_head = c->ready_next;
+  if (!e->ready_head) e->ready_tail = NULL;
+  c->in_ready = false;
+  return c->id;
+}
+
+pl_stream *pl_engine_stream(pl_engine *e, uint32_t conn) {
+  pl_conn *c = find(e, conn);
+  return c ? c->s : NULL;
+}
+
+void pl_engine_touch(pl_engine *e, uint32_t conn) {
+  pl_conn *c = find(e, conn);
+  if (!c) return;
+  c->peer->last_app_ns = e->now_ns;
+  pl_conn_activate(e, c);
+}
+
+void pl_engine_client_gone(pl_engine *e, uint32_t client, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  size_t it = 0;
+  uint32_t *ids = NULL;
+  size_t n = 0, cap = 0;
+  pl_conn *c;
+  while ((c = pl_map_next(&e->conns, &it, NULL))) {
+    bool theirs = c->client == client && (c->owner == PL_OWNER_CLIENT || c->dialing || c->parked || c->owner == PL_OWNER_NONE);
+    if (!theirs || c->closing) continue;
+    if (n == cap) { /* closing may free entries, so collect first */
+      size_t grown = cap ? cap * 2 : 64;
+      uint32_t *more = realloc(ids, grown * sizeof *ids);
+      if (!more) break;
+      ids = more;
+      cap = grown;
+    }
+    ids[n++] = c->id;
+  }
+  for (size_t i = 0; i < n; i++) pl_engine_close(e, ids[i], e->now_ns);
+  free(ids);
+}
+
+/* ---- inspection ---- */
+
+static void fill_info(const pl_conn *c, pl_conn_info *out) {
+  memset(out, 0, sizeof *out);
+  out->id = c->id;
+  out->node = c->peer->node;
+  out->local_net = c->local_net;
+  out->local_port = c->local_port;
+  out->remote_net = c->remote_net;
+  out->remote_port = c->remote_port;
+  out->owner = c->owner;
+  out->client = c->client;
+  if (c->s)
+    pl_stream_get_info(c->s, &out->s);
+  else
+    out->s.state = PL_ST_SYN_SENT;
+}
+
+int pl_engine_conn_info(const pl_engine *e, uint32_t conn, pl_conn_info *out) {
+  const pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  fill_info(c, out);
+  return PL_OK;
+}
+
+bool pl_engine_next_conn(const pl_engine *e, size_t *it, pl_conn_info *out) {
+  const pl_conn *c = pl_map_next(&e->conns, it, NULL);
+  if (!c) return false;
+  fill_info(c, out);
+  return true;
+}

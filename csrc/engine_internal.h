@@ -1,0 +1,220 @@
+/* Structures shared by the engine_*.c files. See engine.h for what the engine promises. */
+#ifndef PL_ENGINE_INTERNAL_H
+#define PL_ENGINE_INTERNAL_H
+
+#include "aead.h"
+#include "engine.h"
+#include "map.h"
+#include "replay.h"
+#include "timer.h"
+
+#define PL_EVENT_LIMIT 4096u         /* events a stranger can cause and that wait for Python */
+#define PL_PROBE_PORT 0xfffeu        /* source port of our pings: pongs come back to it */
+#define PL_PROBES 16u                /* pings without an answer, per peer; the oldest is overwritten */
+#define PL_KEY_RETIRE_NS (10 * PL_NS_PER_S)
+#define PL_REPLY_WINDOW_NS (300 * PL_NS_PER_S) /* after our dial the peer may reach ports 444 and 1001 */
+#define PL_PEER_IDLE_NS (300 * PL_NS_PER_S)    /* a stranger's peer entry lives this long without contact */
+#define PL_NO_SESSION_NS (3 * PL_NS_PER_S)
+#define PL_BROKEN_FAILURES 5u
+#define PL_FLUSH_BYTES (1u << 20)    /* sent per flush before input gets its turn again */
+#define PL_TRAIN_PACKETS 64u         /* per visit of one stream: a full GSO run */
+#define PL_BUCKETS 4096u             /* direct-mapped rate tables keyed by address or node */
+
+/* One derived session key; both directions use it (transport.md 3.4). */
+typedef struct pl_key {
+  uint64_t id;
+  pl_aead *aead;
+  uint32_t prefix;
+  uint64_t counter;    /* last one sent; the first frame carries 1 */
+  pl_replay replay;
+  pl_caps caps;
+  bool proved;         /* a frame under it was opened */
+  uint64_t retire_ns;  /* of a replaced key */
+  uint64_t installed_ns;
+} pl_key;
+
+typedef struct pl_probe {
+  uint32_t seq;
+  uint32_t size;       /* PMTU probe: UDP payload; 0 = path probe */
+  uint64_t token;
+  uint64_t sent_ns;    /* 0 = free */
+  bool relay;
+  pl_addr to;
+} pl_probe;
+
+typedef struct pl_dgram {
+  struct pl_dgram *next;
+  uint16_t local_net, src_port, remote_net, dst_port;
+  uint32_t len;
+  uint8_t data[];
+} pl_dgram;
+
+/* Path MTU discovery of the active path (RFC 8899, by padded pings; pmtu.c). Sizes are UDP payload bytes. */
+typedef struct pl_pmtu {
+  uint32_t confirmed;  /* largest size that came back; PL_PMTU_BASE at least */
+  uint32_t acked_mask; /* ladder rungs answered */
+  unsigned round;      /* probe rounds done since the path was set */
+  uint64_t next_ns;
+} pl_pmtu;
+#define PL_PMTU_BASE 1232u
+
+struct pl_conn;
+struct pl_peer;
+
+/* A timer that knows whose it is: exactly one of the two is set. */
+typedef struct pl_owned_timer {
+  pl_timer t; /* first: the wheel hands back its address */
+  struct pl_peer *peer;
+  struct pl_conn *conn;
+} pl_owned_timer;
+
+typedef struct pl_peer {
+  uint32_t node;
+  bool trusted;
+  bool has_path, relay;
+  pl_addr path;
+  pl_key *cur, *next, *prev;
+  pl_owned_timer timer;
+  uint64_t last_recv_ns, last_send_ns, last_direct_recv_ns, last_dial_ns, last_app_ns, created_ns;
+  uint64_t wanted_ns;   /* last PEER_WANTED */
+  uint64_t broken_ns;   /* last SESSION_BROKEN */
+  unsigned failures;    /* consecutive frames that did not open */
+  int failure_reason;
+  uint64_t open_failures;
+  struct { pl_addr addr; bool relay; uint64_t at_ns; } seen[2];
+  pl_probe *probes;     /* PL_PROBES entries, allocated on first use */
+  uint32_t probe_seq;
+  pl_pmtu pmtu;
+  pl_dgram *dgram_head, *dgram_tail;
+  unsigned n_dgrams;
+  struct pl_conn *conns;
+  uint32_t n_conns;
+  double syn_tokens;    /* per-source SYN bucket */
+  uint64_t syn_at_ns;
+  uint64_t bytes_sent, bytes_recv, pkts_sent, pkts_recv;
+} pl_peer;
+
+typedef struct pl_port {
+  uint16_t port;
+  enum pl_owner owner;
+  uint32_t client;
+  bool open_port;
+  uint32_t n_conns, parked;
+} pl_port;
+
+typedef struct pl_conn {
+  uint32_t id;
+  uint32_t client;
+  pl_peer *peer;
+  uint16_t local_net, local_port, remote_net, remote_port;
+  enum pl_owner owner;
+  pl_stream *s;
+  pl_owned_timer timer;
+  uint64_t dial_deadline_ns; /* while dialing */
+  uint64_t timeouts_seen;
+  bool dialing, held;        /* held: SYN waits for key and path */
+  bool inbound, parked;      /* parked: counted in its port's accept queue */
+  bool closing;              /* closed on our side: what still arrives is discarded */
+  bool dead;                 /* reset; kept only until a local client's shell let go */
+  bool armed;                /* APP: the next bytes make a READABLE event */
+  bool want_write;           /* APP: a short write waits for room */
+  bool in_active, in_ready;
+  struct pl_conn *peer_next, *peer_prev;
+  struct pl_conn *active_next, *ready_next;
+} pl_conn;
+
+typedef struct pl_bucket {
+  uint64_t key;
+  uint64_t at_ns;
+  double tokens;
+} pl_bucket;
+
+struct pl_engine {
+  pl_engine_cfg cfg;
+  pl_budget budget;
+  pl_tx *tx;
+  pl_wheel *wheel;
+  uint64_t now_ns;
+  uint32_t node;
+  bool is_public;
+  pl_addr beacons[16];
+  unsigned n_beacons;
+
+  pl_map peers;   /* node -> pl_peer */
+  pl_map conns;   /* id -> pl_conn */
+  pl_map tuples;  /* (local port, remote port, node) -> pl_conn */
+  pl_map ports;   /* port -> pl_port */
+  uint32_t next_conn;
+  uint16_t next_port;
+  uint32_t n_sessions;
+
+  pl_conn *active_head, *active_tail;
+  pl_conn *ready_head, *ready_tail;
+
+  pl_event *ev_head, *ev_tail;
+  uint32_t n_stranger_events;
+
+  double syn_tokens;
+  uint64_t syn_at_ns;
+  pl_bucket *frame_buckets;   /* PILA/PILK per source address */
+  pl_bucket *session_buckets; /* NO_SESSION per node */
+
+  uint64_t rng[4];
+  uint8_t *scratch;           /* 64 KiB: ciphertext copy while two keys are tried */
+  void (*dgram_fn)(void *, const pl_packet *);
+  void *dgram_ctx;
+  pl_engine_stats st;
+};
+
+/* engine.c */
+uint64_t pl_engine_random(pl_engine *e);
+pl_event *pl_event_push(pl_engine *e, uint32_t type, const uint8_t *data, size_t len, bool stranger);
+bool pl_bucket_take(pl_bucket *b, uint64_t key, double rate, double burst, uint64_t now_ns);
+bool pl_token_take(double *tokens, uint64_t *at_ns, double rate, double burst, uint64_t now_ns);
+
+/* engine_peer.c */
+pl_peer *pl_peer_find(const pl_engine *e, uint32_t node);
+pl_peer *pl_peer_get(pl_engine *e, uint32_t node); /* creates; NULL at the limit */
+bool pl_peer_usable(const pl_peer *p);             /* has key and path */
+void pl_peer_want(pl_engine *e, pl_peer *p);
+void pl_peer_ready(pl_engine *e, pl_peer *p);      /* key and path are there: lets held traffic go */
+void pl_peer_on_timer(pl_engine *e, pl_peer *p);
+void pl_peer_schedule(pl_engine *e, pl_peer *p);
+uint32_t pl_peer_mss(const pl_engine *e, const pl_peer *p);
+void pl_peer_apply_mss(pl_engine *e, pl_peer *p);
+void pl_peer_free(pl_engine *e, pl_peer *p);
+void pl_peer_on_pong(pl_engine *e, pl_peer *p, const pl_packet *pkt, const pl_addr *from, bool relayed);
+int pl_peer_ping(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool relay, uint64_t token, uint32_t size);
+
+/* engine_session.c */
+void pl_key_free(pl_key *k);
+void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *from, bool relayed);
+/* Seals one packet (head fields from `pkt`, payload from up to two spans) under `k` into the tx arena. */
+int pl_session_send(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool relay, const pl_packet *pkt,
+                    const uint8_t *p1, size_t n1, const uint8_t *p2, size_t n2);
+/* Over the active path under the sending key; PL_ESTATE without. */
+int pl_session_send_active(pl_engine *e, pl_peer *p, const pl_packet *pkt, const uint8_t *data, size_t len);
+
+/* engine_pmtu.c */
+void pl_pmtu_start(pl_engine *e, pl_peer *p);
+void pl_pmtu_round(pl_engine *e, pl_peer *p);
+void pl_pmtu_on_pong(pl_engine *e, pl_peer *p, uint32_t size);
+void pl_pmtu_blackhole(pl_engine *e, pl_peer *p);
+
+/* engine_conn.c */
+void pl_conn_on_packet(pl_engine *e, pl_peer *p, const pl_packet *pkt);
+void pl_conn_activate(pl_engine *e, pl_conn *c);
+void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev);
+void pl_conn_on_timer(pl_engine *e, pl_conn *c);
+void pl_conn_kill(pl_engine *e, pl_conn *c, bool reset); /* frees it, with an event if anybody knows it */
+void pl_conn_send_all(pl_engine *e);
+void pl_conn_release(pl_engine *e, pl_conn *c);
+uint16_t pl_conn_ephemeral(pl_engine *e, uint32_t node, uint16_t remote_port);
+
+/* engine_datagram.c */
+void pl_datagram_on_packet(pl_engine *e, pl_peer *p, const pl_packet *pkt);
+void pl_datagram_flush(pl_engine *e, pl_peer *p);
+void pl_datagram_drop_all(pl_peer *p);
+bool pl_trust_gate(const pl_engine *e, const pl_peer *p, uint16_t port, bool open_port);
+
+#endif

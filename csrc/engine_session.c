@@ -1,0 +1,295 @@
+/* Sessions: keys in force, PILS in and out (transport.md 3.4, 3.5, 3.7).
+ *
+ * A peer has up to three keys: `cur` seals and opens; `next` opens only, until the peer proves it by a frame, then takes
+ * the place of cur; `prev` opens for 10 s more. Frames that do not open never change state: anybody can send those. */
+#include "engine_internal.h"
+
+#include <stdlib.h>
+
+void pl_key_free(pl_key *k) {
+  if (!k) return;
+  pl_aead_free(k->aead);
+  pl_replay_free(&k->replay);
+  free(k);
+}
+
+static pl_key *key_new(pl_engine *e, const uint8_t key[32], uint64_t id, const pl_caps *caps, uint64_t now_ns) {
+  pl_key *k = calloc(1, sizeof *k);
+  if (!k) return NULL;
+  k->aead = pl_aead_new(key);
+  if (!k->aead) {
+    free(k);
+    return NULL;
+  }
+  pl_replay_init(&k->replay);
+  k->id = id;
+  k->prefix = (uint32_t)pl_engine_random(e);
+  k->installed_ns = now_ns;
+  if (caps) k->caps = *caps;
+  return k;
+}
+
+int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], uint64_t key_id, const pl_caps *caps,
+                          uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  pl_peer *p = pl_peer_get(e, node);
+  if (!p) return PL_ELIMIT;
+  pl_key *same = p->cur && p->cur->id == key_id ? p->cur : p->next && p->next->id == key_id ? p->next : NULL;
+  if (same) {
+    if (caps) same->caps = *caps;
+    if (same == p->cur) pl_peer_apply_mss(e, p);
+    return PL_OK;
+  }
+  if (p->prev && p->prev->id == key_id) return PL_OK; /* a late copy of the exchange before the last */
+  pl_key *k = key_new(e, key, key_id, caps, e->now_ns);
+  if (!k) return PL_ENOMEM;
+  if (!p->cur) {
+    p->cur = k;
+    e->n_sessions++;
+    p->failures = 0;
+    pl_peer_ready(e, p);
+  } else {
+    pl_key_free(p->next);
+    p->next = k;
+  }
+  pl_peer_schedule(e, p);
+  return PL_OK;
+}
+
+int pl_engine_drop_session(pl_engine *e, uint32_t node) {
+  pl_peer *p = pl_peer_find(e, node);
+  if (!p || !p->cur) return PL_ENOENT;
+  pl_key_free(p->cur);
+  pl_key_free(p->next);
+  pl_key_free(p->prev);
+  p->cur = p->next = p->prev = NULL;
+  e->n_sessions--;
+  return PL_OK;
+}
+
+int pl_session_send(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool relay, const pl_packet *pkt,
+                    const uint8_t *p1, size_t n1, const uint8_t *p2, size_t n2) {
+  size_t inner = PL_HDR_SIZE + n1 + n2;
+  size_t head = relay ? PL_RELAY_HEAD : 0;
+  size_t total = head + PL_PILS_HEAD + inner + PL_TAG_SIZE;
+  if (total > PL_UDP_MAX) return PL_ELIMIT;
+  uint8_t *d = pl_tx_datagram(e->tx, to, (uint32_t)total);
+  if (relay) {
+    d[0] = PL_BEACON_RELAY;
+    pl_put32(d + 1, e->node);
+    pl_put32(d + 5, p->node);
+    d += head;
+  }
+  k->counter++;
+  pl_pils_write_head(d, e->node, k->prefix, k->counter);
+  uint8_t *in = d + PL_PILS_HEAD;
+  pl_packet_write_header(in, pkt);
+  if (n1) memcpy(in + PL_HDR_SIZE, p1, n1);
+  if (n2) memcpy(in + PL_HDR_SIZE + n1, p2, n2);
+  if (!(k->caps.features & PL_CAP_NOCRC)) pl_packet_write_crc(in, inner);
+  if (pl_aead_seal(k->aead, d + 8, d + 4, 4, in, inner) < 0) {
+    pl_tx_undo(e->tx); /* the counter stays used: a nonce is never given out twice */
+    return PL_EIO;
+  }
+  p->pkts_sent++;
+  p->bytes_sent += total;
+  p->last_send_ns = e->now_ns;
+  e->st.pkts_sent++;
+  e->st.bytes_sent += total;
+  return PL_OK;
+}
+
+int pl_session_send_active(pl_engine *e, pl_peer *p, const pl_packet *pkt, const uint8_t *data, size_t len) {
+  if (!pl_peer_usable(p)) return PL_ESTATE;
+  return pl_session_send(e, p, p->cur, &p->path, p->relay, pkt, data, len, NULL, 0);
+}
+
+/* ---- receive ---- */
+
+static void no_session(pl_engine *e, uint32_t node, const pl_addr *from, bool relayed) {
+  e->st.drop_no_session++;
+  if (!pl_bucket_take(e->session_buckets, node ^ e->rng[3], 1e9 / PL_NO_SESSION_NS, 1, e->now_ns)) return;
+  pl_event *ev = pl_event_push(e, PL_EV_NO_SESSION, NULL, 0, true);
+  if (!ev) return;
+  ev->node = node;
+  ev->addr = *from;
+  ev->relayed = relayed;
+}
+
+static void on_failure(pl_engine *e, pl_peer *p, int reason) {
+  p->open_failures++;
+  p->failures++;
+  p->failure_reason = reason;
+  e->st.opened_fail++;
+  if (reason == PL_EAUTH)
+    e->st.drop_auth++;
+  else
+    e->st.drop_replay++;
+  /* A hint, not a verdict: forged frames cost the session nothing while real ones still open. */
+  if (p->failures < PL_BROKEN_FAILURES || e->now_ns - p->last_recv_ns < PL_NS_PER_S ||
+      e->now_ns - p->cur->installed_ns < PL_NO_SESSION_NS)
+    return;
+  if (p->broken_ns && e->now_ns - p->broken_ns < PL_NO_SESSION_NS) return;
+  p->broken_ns = e->now_ns;
+  pl_event *ev = pl_event_push(e, PL_EV_SESSION_BROKEN, NULL, 0, false);
+  if (!ev) return;
+  ev->node = p->node;
+  ev->a = (uint64_t)(int64_t)reason;
+}
+
+static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
+  k->proved = true;
+  if (k == p->next) {
+    pl_key_free(p->prev);
+    p->prev = p->cur;
+    p->prev->retire_ns = e->now_ns + PL_KEY_RETIRE_NS;
+    p->cur = k;
+    p->next = NULL;
+    pl_peer_apply_mss(e, p);
+    pl_peer_schedule(e, p);
+  }
+  pl_event *ev = pl_event_push(e, PL_EV_SESSION_PROVED, NULL, 0, false);
+  if (!ev) return;
+  ev->node = p->node;
+  ev->a = k->id;
+}
+
+static void note_path(pl_engine *e, pl_peer *p, const pl_addr *from, bool relayed) {
+  if (!relayed) p->last_direct_recv_ns = e->now_ns;
+  if (!p->has_path) { /* authenticated: better than having nowhere to answer to */
+    pl_engine_set_path(e, p->node, from, relayed, e->now_ns);
+  } else if (p->relay == relayed && pl_addr_eq(&p->path, from)) {
+    return;
+  }
+  unsigned slot = 0;
+  for (unsigned i = 0; i < 2; i++) {
+    if (p->seen[i].at_ns && p->seen[i].relay == relayed && pl_addr_eq(&p->seen[i].addr, from)) {
+      if (e->now_ns - p->seen[i].at_ns < PL_NS_PER_S) return;
+      slot = i;
+      break;
+    }
+    if (p->seen[i].at_ns < p->seen[slot].at_ns) slot = i;
+  }
+  p->seen[slot].addr = *from;
+  p->seen[slot].relay = relayed;
+  p->seen[slot].at_ns = e->now_ns;
+  pl_event *ev = pl_event_push(e, PL_EV_PATH_SEEN, NULL, 0, false);
+  if (!ev) return;
+  ev->node = p->node;
+  ev->addr = *from;
+  ev->relayed = relayed;
+}
+
+static void on_control(pl_engine *e, pl_peer *p, pl_key *k, const pl_packet *pkt, const pl_addr *from, bool relayed) {
+  if (pkt->flags & PL_FLAG_ACK) {
+    if (pkt->dst_port == PL_PROBE_PORT) pl_peer_on_pong(e, p, pkt, from, relayed);
+    return; /* never answered: two nodes would echo for ever */
+  }
+  if (pkt->dst_port != 0) return;
+  if (pkt->len == 0 && pkt->src_port == 0 && pkt->seq == 0) return; /* tunnel keepalive */
+  pl_packet pong = {.flags = PL_FLAG_ACK,
+                    .proto = PL_PROTO_CONTROL,
+                    .src_net = pkt->dst_net,
+                    .src_node = e->node,
+                    .dst_net = pkt->src_net,
+                    .dst_node = pkt->src_node,
+                    .dst_port = pkt->src_port,
+                    .seq = pkt->seq,
+                    .ack = pkt->seq + 1,
+                    .len = pkt->len};
+  /* Answered the way it came, under the key it came with: that is what a path or key probe asks about. */
+  pl_session_send(e, p, k, from, relayed, &pong, pkt->payload, pkt->len, NULL, 0);
+}
+
+static void on_packet(pl_engine *e, pl_peer *p, pl_key *k, const pl_packet *pkt, const pl_addr *from, bool relayed) {
+  bool addressed = pkt->dst_node == e->node;
+  switch (pkt->proto) {
+    case PL_PROTO_STREAM:
+      if (addressed) {
+        p->last_app_ns = e->now_ns;
+        pl_conn_on_packet(e, p, pkt);
+        return;
+      }
+      break;
+    case PL_PROTO_DATAGRAM:
+      if (addressed) {
+        p->last_app_ns = e->now_ns;
+        pl_datagram_on_packet(e, p, pkt);
+        return;
+      }
+      break;
+    case PL_PROTO_CONTROL:
+      if (addressed || pkt->dst_node == 0) {
+        on_control(e, p, k, pkt, from, relayed);
+        return;
+      }
+      break;
+    default:
+      break;
+  }
+  e->st.drop_packet++;
+}
+
+void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *from, bool relayed) {
+  pl_pils h;
+  if (pl_pils_parse(p, p + len, &h) < 0) {
+    e->st.drop_short++;
+    return;
+  }
+  pl_peer *peer = e->node ? pl_peer_find(e, h.node) : NULL;
+  if (!peer || !peer->cur) {
+    if (e->node) no_session(e, h.node, from, relayed);
+    return;
+  }
+  pl_key *keys[3] = {peer->cur, peer->next, peer->prev};
+  unsigned n = 1;
+  if (peer->next) keys[n++] = peer->next;
+  if (peer->prev) keys[n++] = peer->prev;
+  uint8_t *body = p + (h.body - p);
+  size_t inner = h.body_len - PL_TAG_SIZE;
+  pl_key *opened = NULL;
+  int err = PL_EAUTH;
+  if (n > 1) memcpy(e->scratch, body, h.body_len); /* opening in place destroys it, and another key may fit */
+  for (unsigned i = 0; i < n; i++) {
+    int r = pl_replay_check(&keys[i]->replay, h.prefix, h.counter);
+    if (r < 0) {
+      err = r;
+      continue;
+    }
+    r = pl_aead_open(keys[i]->aead, h.nonce, p + 4, 4, body, inner);
+    if (r == PL_OK) {
+      opened = keys[i];
+      break;
+    }
+    if (err == PL_EAUTH) err = r;
+    if (i + 1 < n) memcpy(body, e->scratch, h.body_len);
+  }
+  if (!opened) {
+    on_failure(e, peer, err);
+    return;
+  }
+  if (pl_replay_commit(&opened->replay, h.prefix, h.counter, e->now_ns) < 0) return;
+  e->st.opened_ok++;
+  peer->failures = 0;
+  peer->last_recv_ns = e->now_ns;
+  peer->pkts_recv++;
+  peer->bytes_recv += len;
+  pl_packet pkt;
+  int r = pl_packet_parse(body, body + inner, (opened->caps.features & PL_CAP_NOCRC) != 0, &pkt);
+  if (r < 0) {
+    e->st.drop_packet++;
+    return;
+  }
+  if (pkt.src_node != peer->node) {
+    /* The one exception: the keepalive of releases before 1.12.1 carries no source. */
+    if (!(pkt.src_node == 0 && pkt.proto == PL_PROTO_CONTROL && pkt.dst_port == 0 && pkt.len == 0)) {
+      e->st.drop_source++;
+      return;
+    }
+    pkt.src_port = 0;
+    pkt.seq = 0;
+  }
+  if (!opened->proved || opened == peer->next) proved(e, peer, opened);
+  note_path(e, peer, from, relayed);
+  on_packet(e, peer, opened, &pkt, from, relayed);
+}
