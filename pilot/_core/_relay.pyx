@@ -1,0 +1,153 @@
+"""Bindings on csrc/relay.h: the beacon's socket and native forwarding thread."""
+
+import os
+
+from libc.errno cimport errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from pilot._core._errors import CoreError
+from pilot._core.addr cimport addr_from_py, addr_to_py
+from pilot._core.capi cimport *
+
+
+cdef class RelayLoop:
+    cdef pl_relay_loop *loop
+    cdef bint started
+
+    def __cinit__(self, bind, *, options=None):
+        cdef pl_relay_cfg cfg
+        cdef pl_addr a
+        cdef int r
+        pl_relay_cfg_default(&cfg)
+        cfg.hash_seed = int.from_bytes(os.urandom(8), "big")
+        for key, value in (options or {}).items():
+            if key == "max_nodes":
+                cfg.max_nodes = value
+            elif key == "node_ttl_ns":
+                cfg.node_ttl_ns = value
+            elif key == "claim_ttl_ns":
+                cfg.claim_ttl_ns = value
+            elif key == "punch_rate":
+                cfg.punch_rate = value
+            elif key == "relay_bytes_per_s":
+                cfg.relay_bytes_per_s = value
+            else:
+                raise ValueError(f"unknown relay option: {key!r}")
+        addr_from_py(bind, &a)
+        r = pl_relay_loop_new(&cfg, &a, 8 << 20, &self.loop)
+        if r < 0:
+            self.loop = NULL
+            if r == PL_EIO:
+                raise OSError(errno, f"{os.strerror(errno)} (UDP {bind[0]}:{bind[1]})")
+            raise CoreError(r)
+
+    def __dealloc__(self):
+        if self.loop is not NULL:
+            if self.started:
+                with nogil:
+                    pl_relay_loop_stop(self.loop)
+            pl_relay_loop_free(self.loop)
+
+    def start(self):
+        cdef int r = pl_relay_loop_start(self.loop)
+        if r < 0:
+            raise CoreError(r)
+        self.started = True
+
+    def stop(self):
+        if not self.started:
+            return
+        self.started = False
+        with nogil:
+            pl_relay_loop_stop(self.loop)
+
+    @property
+    def local_addr(self):
+        cdef pl_addr a
+        pl_relay_loop_local_addr(self.loop, &a)
+        return addr_to_py(&a)
+
+    def set_peers(self, peers):
+        cdef uint64_t now
+        cdef unsigned n = 0
+        peers = list(peers)
+        cdef pl_addr *table = <pl_addr *> malloc((len(peers) + 1) * sizeof(pl_addr))
+        if table is NULL:
+            raise MemoryError
+        try:
+            for p in peers:
+                addr_from_py(p, &table[n])
+                n += 1
+            with nogil:
+                pl_relay_set_peers(pl_relay_loop_lock(self.loop, &now), table, n)
+                pl_relay_loop_unlock(self.loop)
+        finally:
+            free(table)
+
+    def nodes(self):
+        cdef uint64_t now
+        cdef pl_relay_stats st
+        cdef uint32_t *ids
+        cdef size_t n = 0
+        cdef pl_relay *r
+        with nogil:
+            r = pl_relay_loop_lock(self.loop, &now)
+            pl_relay_get_stats(r, &st)
+            ids = <uint32_t *> malloc((st.nodes + 1) * sizeof(uint32_t))
+            if ids is not NULL:
+                n = pl_relay_nodes(r, ids, st.nodes)
+            pl_relay_loop_unlock(self.loop)
+        if ids is NULL:
+            raise MemoryError
+        try:
+            return [ids[i] for i in range(n)]
+        finally:
+            free(ids)
+
+    def lookup(self, uint32_t node):
+        cdef uint64_t now
+        cdef pl_addr a
+        cdef bint found
+        with nogil:
+            found = pl_relay_lookup(pl_relay_loop_lock(self.loop, &now), node, &a)
+            pl_relay_loop_unlock(self.loop)
+        return addr_to_py(&a) if found else None
+
+    def vouch(self, uint32_t node, ip):
+        cdef uint64_t now
+        cdef pl_addr a
+        cdef pl_relay *relay
+        cdef int r
+        addr_from_py((ip, 0) if ip is not None else ("0.0.0.0", 0), &a)
+        if ip is None:
+            a.family = 0
+        with nogil:
+            relay = pl_relay_loop_lock(self.loop, &now)
+            r = pl_relay_vouch(relay, node, &a, now)
+            pl_relay_loop_unlock(self.loop)
+        if r < 0:
+            raise CoreError(r)
+
+    def send(self, addr, const uint8_t[::1] data not None):
+        cdef pl_addr a
+        cdef uint64_t now
+        cdef size_t n = data.shape[0]
+        cdef int r
+        addr_from_py(addr, &a)
+        if n == 0:
+            raise CoreError(PL_EFORMAT)
+        with nogil:
+            pl_relay_loop_lock(self.loop, &now)
+            r = pl_relay_loop_send(self.loop, &a, &data[0], n)
+            pl_relay_loop_unlock(self.loop)
+        if r < 0:
+            raise CoreError(r)
+
+    def stats(self):
+        cdef uint64_t now
+        cdef pl_relay_stats st
+        with nogil:
+            pl_relay_get_stats(pl_relay_loop_lock(self.loop, &now), &st)
+            pl_relay_loop_unlock(self.loop)
+        return dict(st)
