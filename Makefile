@@ -1,0 +1,55 @@
+# The two commands of a fresh machine: `make demo` (set-up, then the main job for real) and `make test`.
+SHELL := /bin/bash
+VENV ?= .venv
+BUILD ?= build
+JOBS ?= $(shell nproc)
+export PILOT_VENV := $(VENV)
+
+.PHONY: help setup test-setup demo test test-c test-python test-asan fuzz lint wheel bench clean
+
+help:
+	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
+	@echo "make test         set up, then run all tests"
+	@echo "make setup        system packages (when root), virtual environment, build"
+	@echo "make test-c       C unit tests             make test-asan  the same under ASan and UBSan"
+	@echo "make test-python  Python tests             make fuzz       each fuzz target for FUZZ_SECONDS (10)"
+	@echo "make lint         ruff and mypy            make wheel      sdist and wheel, tried outside the tree"
+	@echo "make clean        remove build products and the virtual environment"
+
+setup:
+	@packaging/setup.sh run
+
+demo: setup
+	@packaging/demo.sh
+
+test: test-c test-python
+
+test-setup:
+	@packaging/setup.sh test
+
+test-c: test-setup
+	@cmake -S . -B $(BUILD)/c -DPILOT_BUILD_TESTS=ON -DPILOT_WERROR=ON >/dev/null
+	@cmake --build $(BUILD)/c -j $(JOBS)
+	ctest --test-dir $(BUILD)/c --output-on-failure
+
+test-asan: test-setup
+	@cmake -S . -B $(BUILD)/asan -DPILOT_BUILD_TESTS=ON -DPILOT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
+	@cmake --build $(BUILD)/asan -j $(JOBS)
+	ctest --test-dir $(BUILD)/asan --output-on-failure
+
+fuzz: test-setup
+	csrc/fuzz/run.sh $(BUILD)/fuzz $(or $(FUZZ_SECONDS),10)
+
+# pytest runs against the installed package, not the source tree: what passes here is what users get.
+test-python: test-setup
+	$(VENV)/bin/pytest --import-mode=importlib -q tests $(PYTEST_ARGS)
+
+lint: test-setup
+	$(VENV)/bin/ruff check pilot tests bench
+	$(VENV)/bin/mypy
+
+wheel: test-setup
+	packaging/check_wheel.sh $(BUILD)/dist
+
+clean:
+	rm -rf $(BUILD) $(VENV) dist
