@@ -77,8 +77,8 @@ void pl_peer_ready(pl_engine *e, pl_peer *p) {
 
 /* Largest segment for the active path: what discovery confirmed, what the peer takes, what we are configured for. */
 uint32_t pl_peer_mss(const pl_engine *e, const pl_peer *p) {
-  uint32_t room = p->pmtu.confirmed - PL_PILS_OVERHEAD - PL_HDR_SIZE - PL_RELAY_HEAD;
-  if (!p->relay && p->pmtu.confirmed > PL_PMTU_BASE) room += PL_RELAY_HEAD;
+  if (p->pmtu.confirmed <= PL_PMTU_BASE) return PL_SEGMENT_BASE;
+  uint32_t room = p->pmtu.confirmed - PL_PILS_OVERHEAD - PL_HDR_SIZE - (p->relay ? PL_RELAY_HEAD : 0u);
   const pl_caps *caps = p->cur ? &p->cur->caps : NULL;
   uint32_t takes = caps && caps->max_segment >= PL_SEGMENT_BASE ? caps->max_segment : PL_SEGMENT_PLAIN_MAX;
   if (room > takes) room = takes;
