@@ -1,0 +1,207 @@
+"""The daemon's settings: flag > environment > config file > default (cli.md sections 1 and 8)."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pilot.daemon.flags import BY_NAME, FLAGS, Flag, parse_command_line, usage_error
+from pilot.errors import PilotError
+
+BEACON_PORT = 9001
+MAX_CONFIG_BYTES = 1 << 20
+
+Addr = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """One field per flag, checked. Durations in seconds, sizes in bytes. Host names stay names: they are
+    resolved when used and again when they stop answering."""
+
+    registry: Addr
+    beacon: Addr
+    listen: Addr
+    socket: Path
+    home: Path
+    identity: Path | None
+    endpoint: Addr | None = None
+    advertise_endpoint: Addr | None = None
+    email: str = ""
+    hostname: str = ""
+    public: bool = False
+    networks: tuple[int, ...] = ()
+    relay_only: bool = False
+    keepalive: float = 30.0
+    idle_timeout: float = 120.0
+    time_wait: float = 10.0
+    syn_rate_limit: int = 100
+    max_conns_per_port: int = 1024
+    max_conns_total: int = 65536
+    congestion: str = "bbr"
+    max_segment: int = 8192
+    no_echo: bool = False
+    no_dataexchange: bool = False
+    no_eventstream: bool = False
+    dataexchange_b64: bool = False
+    dataexchange_max_frame: int = 64 << 20
+    received_quota: int = 2 << 30
+    trust_auto_approve: bool = False
+    trust_same_network: bool = False
+    webhook: str = ""
+    webhook_secret: str = ""
+    admin_token: str = ""
+    registry_tls: bool = False
+    registry_trust: str = "pinned"
+    registry_fingerprint: str = ""
+    log_level: str = "info"
+    log_format: str = "text"
+
+    @property
+    def trust_file(self) -> Path | None:
+        """`trust.json` beside the identity; None = memory only."""
+        return self.identity.parent / "trust.json" if self.identity else None
+
+
+def split_host_port(text: str, what: str, default_port: int | None = None) -> Addr:
+    """`host:port` or `[v6]:port` -> (host, port). PilotError naming `what` if it is neither."""
+    host, colon, port = text.rpartition(":")
+    if (not colon or (":" in host and not host.startswith("["))) and default_port is not None:
+        host, port = text, str(default_port)
+    elif not colon:
+        raise usage_error(f"{what}: want host:port, got {text!r}")
+    if host.startswith("["):
+        if not host.endswith("]"):
+            raise usage_error(f"{what}: unbalanced bracket in {text!r}")
+        host = host[1:-1]
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise usage_error(f"{what}: {port!r} is not a port number")
+    return host, int(port)
+
+
+def _endpoint(text: str, what: str) -> Addr | None:
+    if not text:
+        return None
+    host, port = split_host_port(text, what)
+    try:
+        ip = str(ipaddress.ip_address(host))
+    except ValueError:
+        raise usage_error(f"{what}: want ip:port, got {text!r}") from None
+    if port == 0:
+        raise usage_error(f"{what}: port 0 cannot be reached")
+    return ip, port
+
+
+def _listen(text: str) -> Addr:
+    host, port = split_host_port(text, "listen")
+    host = {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(host, host)
+    try:
+        return str(ipaddress.ip_address(host)), port
+    except ValueError:
+        raise usage_error(f"listen: want ip:port or :port, got {text!r}") from None
+
+
+def _server(text: str, what: str) -> Addr:
+    host, port = split_host_port(text, what)
+    if not host or port == 0:
+        raise usage_error(f"{what}: want host:port, got {text!r}")
+    return host, port
+
+
+def _file_values(path: str) -> dict[str, str]:
+    """Flag name -> text from a `-config` file. Values: strings, numbers, booleans; `-` equals `_`."""
+    try:
+        with open(path, "rb") as f:
+            raw = f.read(MAX_CONFIG_BYTES + 1)
+    except OSError as e:
+        message = f"config file {path}: {e.strerror}"
+        raise PilotError("not_found", message, "check the path after -config") from None
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise usage_error(f"config file {path}: larger than 1 MiB")
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise usage_error(f"config file {path}: not JSON ({e})") from None
+    if not isinstance(data, dict):
+        raise usage_error(f"config file {path}: want one JSON object")
+    out = {}
+    for key, value in data.items():
+        flag = BY_NAME.get(key.replace("_", "-"))
+        if flag is None or flag.name == "config":
+            raise usage_error(f"config file {path}: unknown key {key!r}")
+        if isinstance(value, bool):
+            out[flag.name] = "true" if value else "false"
+        elif isinstance(value, str | int | float):
+            out[flag.name] = str(value)
+        elif isinstance(value, list) and all(isinstance(v, str | int) for v in value):
+            out[flag.name] = ",".join(map(str, value))
+        else:
+            raise usage_error(f"config file {path}: {key}: want a string, a number or true/false")
+    return out
+
+
+def _parse(flag: Flag, text: str, source: str) -> Any:
+    try:
+        return flag.parse(text)
+    except ValueError as e:
+        raise usage_error(f"{source}: {e}, got {text!r}") from None
+
+
+def load(argv: Sequence[str], env: Mapping[str, str]) -> DaemonConfig:
+    """Settings from a command line (without the program name) and an environment.
+
+    Raises PilotError whose message names the flag, variable or file key at fault. `-help` and `-version` are
+    the caller's business.
+    """
+    given = parse_command_line(argv)
+    sources: dict[str, tuple[str, str]] = {f.name: (f.default, f"flag -{f.name}") for f in FLAGS}
+    if given.get("config"):
+        sources |= {k: (v, f"config file: {k}") for k, v in _file_values(given["config"]).items()}
+    sources |= {f.name: (env[f.env], f.env) for f in FLAGS if f.env and env.get(f.env)}
+    sources |= {k: (v, f"flag -{k}") for k, v in given.items() if k in BY_NAME}
+    values = {flag.field: _parse(flag, *sources[flag.name]) for flag in FLAGS}
+    return _assemble(values, env)
+
+
+def _assemble(values: dict[str, Any], env: Mapping[str, str]) -> DaemonConfig:
+    if not values["registry"]:
+        raise PilotError(
+            "invalid_argument", "no registry given", "pilot-daemon -registry HOST:9000, or set PILOT_REGISTRY"
+        )
+    if not values["encrypt"]:
+        raise PilotError(
+            "not_supported",
+            "-encrypt=false: plaintext tunnels are not supported",
+            "leave the flag out; traffic is always encrypted",
+        )
+    registry = _server(values["registry"], "registry")
+    beacon = _server(values["beacon"], "beacon") if values["beacon"] else (registry[0], BEACON_PORT)
+    if not 1152 <= values["max_segment"] <= 65000:
+        raise usage_error("flag -max-segment: want 1152 to 65000")
+    if not 64 << 10 <= values["dataexchange_max_frame"] <= 2 << 30:
+        raise usage_error("flag -dataexchange-max-frame: want 64K to 2G")
+    if not 1.0 <= values["keepalive"] <= 120.0:  # a registry drops a node after 180 s
+        raise usage_error("flag -keepalive: want 1s to 120s")
+    if values["idle_timeout"] < 1.0 or values["time_wait"] < 0.1:
+        raise usage_error("flags -idle-timeout and -time-wait: too short")
+    if values["relay_only"] and (values["endpoint"] or values["advertise_endpoint"]):
+        raise usage_error("flag -relay-only hides the endpoint: leave out -endpoint and -advertise-endpoint")
+    if values["registry_tls"] and values["registry_trust"] == "pinned" and not values["registry_fingerprint"]:
+        raise usage_error("flag -registry-tls: needs -registry-fingerprint, or -registry-trust system")
+    home = Path(env.get("PILOT_HOME") or env.get("HOME") or Path.home()) / ".pilot"
+    special = {
+        "registry": registry,
+        "beacon": beacon,
+        "listen": _listen(values["listen"]),
+        "socket": Path(values["socket"]).absolute(),
+        "home": home.absolute(),
+        "identity": Path(values["identity"]).expanduser().absolute() if values["identity"] else None,
+        "endpoint": _endpoint(values["endpoint"], "endpoint"),
+        "advertise_endpoint": _endpoint(values["advertise_endpoint"], "advertise-endpoint"),
+    }
+    known = {f.name for f in fields(DaemonConfig)}
+    return DaemonConfig(**{k: v for k, v in values.items() if k in known} | special)

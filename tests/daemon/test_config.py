@@ -1,0 +1,137 @@
+"""What a user types, sets or writes in a file is what the daemon runs with; mistakes are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pilot.daemon.config import DaemonConfig, load
+from pilot.daemon.flags import help_text, parse_duration, parse_size
+from pilot.errors import PilotError
+
+REG = ["-registry", "rv.example:9000"]
+
+
+def refused(argv: list[str], env: dict[str, str] | None = None) -> str:
+    with pytest.raises(PilotError) as e:
+        load(argv, env or {})
+    return e.value.message
+
+
+def test_defaults_and_the_beacon_beside_the_registry() -> None:
+    c = load(REG, {"HOME": "/home/u"})
+    assert c.registry == ("rv.example", 9000)
+    assert c.beacon == ("rv.example", 9001)
+    assert c.listen == ("0.0.0.0", 0)
+    assert c.socket == Path("/tmp/pilot.sock")
+    assert c.home == Path("/home/u/.pilot")
+    assert c.identity is None and c.trust_file is None
+    assert (c.keepalive, c.public, c.max_conns_total) == (30.0, False, 65536)
+
+
+@pytest.mark.parametrize("argv", [
+    ["--hostname", "a", "--public"], ["-hostname=a", "-public=true"], ["--hostname=a", "-public"],
+    ["-public=1", "-hostname", "a"],
+])  # fmt: skip
+def test_every_spelling_of_a_flag(argv: list[str]) -> None:
+    c = load(REG + argv, {})
+    assert (c.hostname, c.public) == ("a", True)
+
+
+def test_a_boolean_does_not_swallow_the_next_flag_and_the_last_one_wins() -> None:
+    c = load([*REG, "-public", "-hostname", "a", "-public=false", "-hostname", "b"], {})
+    assert (c.public, c.hostname) == (False, "b")
+
+
+def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({
+        "registry": "file:1", "beacon": "file:2", "socket": "/file.sock", "max_conns_per_port": 7,
+        "no-echo": True, "keepalive": 45, "networks": [3, 4],
+    }))  # fmt: skip
+    env = {"PILOT_REGISTRY": "env:1", "PILOT_SOCKET": "/env.sock"}
+    c = load(["-config", str(file), "-socket", "/flag.sock"], env)
+    assert c.registry == ("env", 1)
+    assert c.beacon == ("file", 2)
+    assert c.socket == Path("/flag.sock")
+    assert (c.max_conns_per_port, c.no_echo, c.keepalive, c.networks) == (7, True, 45.0, (3, 4))
+    assert c.time_wait == 10.0
+
+
+def test_owner_is_the_old_name_of_email() -> None:
+    assert load([*REG, "-owner", "a@example.org"], {}).email == "a@example.org"
+
+
+def test_identity_places_the_trust_file() -> None:
+    c = load([*REG, "-identity", "/x/identity.json"], {})
+    assert c.trust_file == Path("/x/trust.json")
+
+
+def test_home_follows_pilot_home() -> None:
+    assert load(REG, {"PILOT_HOME": "/p", "HOME": "/h"}).home == Path("/p/.pilot")
+
+
+@pytest.mark.parametrize(("argv", "says"), [
+    ([], "no registry"),
+    (["-registry", "name"], "registry: want host:port"),
+    (["-registry", "name:x"], "'x' is not a port"),
+    (["-registry", "name:70000"], "not a port"),
+    ([*REG, "-nope"], "unknown flag -nope"),
+    ([*REG, "stray"], "unexpected argument 'stray'"),
+    ([*REG, "-hostname"], "flag -hostname needs a value"),
+    ([*REG, "-public=maybe"], "flag -public: want true or false"),
+    ([*REG, "-keepalive", "soon"], "flag -keepalive: want a duration"),
+    ([*REG, "-keepalive", "1h"], "-keepalive: want 1s to 120s"),
+    ([*REG, "-listen", "example.org:1"], "listen: want ip:port"),
+    ([*REG, "-endpoint", "1.2.3.4:0"], "endpoint: port 0"),
+    ([*REG, "-endpoint", "host:1"], "endpoint: want ip:port"),
+    ([*REG, "-encrypt=false"], "plaintext tunnels are not supported"),
+    ([*REG, "-max-segment", "100"], "-max-segment"),
+    ([*REG, "-log-level", "loud"], "want one of debug, info, warn, error"),
+    ([*REG, "-networks", "1,x"], "want network numbers"),
+    ([*REG, "-relay-only", "-endpoint", "1.2.3.4:5"], "-relay-only"),
+    ([*REG, "-registry-tls"], "-registry-fingerprint"),
+    (["-config", "/nonexistent/c.json"], "/nonexistent/c.json"),
+])  # fmt: skip
+def test_mistakes_are_named(argv: list[str], says: str) -> None:
+    assert says in refused(argv)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("{", "not JSON"), ("[]", "want one JSON object"), ('{"nope":1}', "unknown key 'nope'"),
+    ('{"registry":null}', "registry: want a string"), ('{"keepalive":"x"}', "config file: keepalive"),
+    ("[" * 100_000, "not JSON"),
+])  # fmt: skip
+def test_a_broken_file_is_named(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(text)
+    assert says in refused(["-config", str(file), *REG])
+
+
+def test_a_bad_environment_variable_is_named() -> None:
+    assert refused(REG, {"PILOT_LOG_LEVEL": "x"}).startswith("PILOT_LOG_LEVEL: ")
+
+
+def test_help_names_every_flag_and_promises_no_other_transport() -> None:
+    text = help_text()
+    assert "-transport" not in text  # pilotctl would pass transport flags if it saw the word
+    for name in ("registry", "beacon", "listen", "socket", "identity", "log-format", "trust-auto-approve"):
+        assert f"  -{name}" in text
+
+
+def test_units() -> None:
+    assert parse_duration("1m30s") == 90.0
+    assert parse_duration("500ms") == 0.5
+    assert parse_duration("2") == 2.0
+    assert parse_size("2GiB") == 2 << 30
+    for bad in ("", "s", "1x", "-1s", "1s "):
+        with pytest.raises(ValueError, match="duration"):
+            parse_duration(bad)
+
+
+def test_config_is_frozen() -> None:
+    c: DaemonConfig = load(REG, {})
+    with pytest.raises(AttributeError):
+        c.hostname = "x"  # type: ignore[misc]
