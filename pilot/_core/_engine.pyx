@@ -189,8 +189,10 @@ cdef class EngineBase:
         caps.max_segment = max_segment
         caps.reorder_segments = reorder_segments
         cdef const uint8_t *k = <const uint8_t *> PyBytes_AS_STRING(key)
+        cdef pl_engine *e
         with nogil:
-            r = pl_engine_install_key(self.acquire(&now), node, k, key_id, &caps, now)
+            e = self.acquire(&now)
+            r = pl_engine_install_key(e, node, k, key_id, &caps, now)
             self.release()
         check(r)
 
