@@ -227,8 +227,8 @@ def test_pending_key_takes_over_only_when_proved() -> None:
 def test_path_mtu_grows_to_what_the_path_carries() -> None:
     net, a, b = pair(11, Link(delay=5 * MS, mtu=1472))
     assert a.engine.peer_info(2)["mss"] == 1152
+    a.engine.probe(2, b.addr, False, 1)  # nothing large goes to a peer that has not proved its key
     net.run(lambda: a.engine.peer_info(2)["mss"] == 1472 - 70, 20)
-    b.engine.listen(7, OWNER_ECHO)
     assert a.engine.peer_info(2)["mss"] == 1472 - 70
 
 
