@@ -10,7 +10,6 @@
 #define PACE_CATCH_UP_NS PL_NS_PER_MS /* a late wake-up may be made good this far */
 #define PACE_MIN_RATE 16384u          /* bytes per second: no estimate may stop a stream */
 #define PROBE_MAX_NS (10 * PL_NS_PER_S)
-#define SEGMENT_OVERHEAD 70u          /* packet and frame headers, charged to the pacer */
 
 /* ---- buffer ---- */
 
@@ -159,7 +158,7 @@ static void charge(pl_stream *s, uint32_t n, uint64_t now) {
   if (!s->pace_rate) return;
   uint64_t floor = now > PACE_CATCH_UP_NS ? now - PACE_CATCH_UP_NS : 0;
   if (s->pace_next_ns < floor) s->pace_next_ns = floor;
-  s->pace_next_ns += (n + SEGMENT_OVERHEAD) * PL_NS_PER_S / s->pace_rate;
+  s->pace_next_ns += n * PL_NS_PER_S / s->pace_rate; /* payload only, as rates are measured */
 }
 
 /* ---- packets ---- */
