@@ -1,0 +1,222 @@
+"""Who this node trusts, who asked, who was sent away: `trust.json` (services.md section 2, "Persistence").
+
+Both generations of the file are read; the later one is written, mode 0600, atomically. A trusted entry
+pins the peer's
+key: once known it never changes without a revocation.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pilot.services.files import write_atomic
+
+MAX_BYTES = 64 << 20
+MAX_TRUSTED = 65536
+MAX_PENDING = 256
+PENDING_S = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedPeer:
+    """public_key: 32 bytes, or b"" while it is not known. approved_at: Unix seconds. network: 0 = none."""
+
+    node_id: int
+    public_key: bytes
+    approved_at: float
+    mutual: bool
+    network: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRequest:
+    """A handshake request that waits for the user. public_key: b"" when it came through the registry."""
+
+    node_id: int
+    public_key: bytes
+    justification: str
+    received_at: float
+
+
+@dataclass(slots=True)
+class TrustStore:
+    """The three tables and their file. `path` None: memory only. Changes are kept on `save`."""
+
+    path: Path | None = None
+    trusted: dict[int, TrustedPeer] = field(default_factory=dict)
+    pending: dict[int, PendingRequest] = field(default_factory=dict)
+    revoked: dict[int, float] = field(
+        default_factory=dict
+    )  # node -> Unix time until which its accepts are ignored
+
+    def is_trusted(self, node: int) -> bool:
+        return node in self.trusted
+
+    def pin(self, node: int, key: bytes) -> bool:
+        """Remembers the key of a trusted peer; False if another key is pinned already or the peer is not
+        trusted."""
+        peer = self.trusted.get(node)
+        if peer is None or len(key) != 32 or peer.public_key not in (b"", key):
+            return False
+        if not peer.public_key:
+            self.trusted[node] = replace(peer, public_key=key)
+        return True
+
+    def save(self) -> None:
+        """Writes the file (OSError)."""
+        if self.path is not None:
+            write_atomic(self.path, self.to_json().encode())
+
+    def to_json(self) -> str:
+        """The file's text: two-space indented, absent parts left out."""
+        data: dict[str, Any] = {"trusted": [_trusted_row(p) for p in self.trusted.values()] or None}
+        if self.pending:
+            data["pending"] = [_pending_row(p) for p in self.pending.values()]
+        if self.revoked:
+            data["revoked"] = [{"node_id": n, "until": _rfc3339(t)} for n, t in self.revoked.items()]
+        return json.dumps(data, indent=2)
+
+    @classmethod
+    def load(cls, path: Path | None, on_problem: Callable[[str], None] = lambda text: None) -> TrustStore:
+        """Reads `path`; a missing or broken file gives an empty store, a broken row is left out.
+
+        on_problem gets a sentence for each loss. A file that is not JSON is kept aside as `*.broken`.
+        """
+        store = cls(path)
+        if path is None:
+            return store
+        try:
+            with open(path, "rb") as f:
+                raw = f.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return store
+        except OSError as e:
+            on_problem(f"{path}: {e.strerror}; starting without trusted peers")
+            return store
+        try:
+            data = json.loads(raw) if len(raw) <= MAX_BYTES else None
+        except (ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict):
+            aside = path.with_name(path.name + ".broken")
+            on_problem(f"{path} is not a trust file; kept as {aside}, starting without trusted peers")
+            try:
+                os.replace(path, aside)
+            except OSError as e:
+                on_problem(f"{aside}: {e.strerror}")
+            return store
+        store._fill(data, on_problem)
+        return store
+
+    def _fill(self, data: dict[str, Any], on_problem: Callable[[str], None]) -> None:
+        for name, limit, read in (
+            ("trusted", MAX_TRUSTED, self._read_trusted),
+            ("pending", MAX_PENDING, self._read_pending),
+            ("revoked", MAX_TRUSTED, self._read_revoked),
+        ):
+            rows = data.get(name)
+            bad = 0 if rows is None or isinstance(rows, list) else 1
+            for row in rows[:limit] if isinstance(rows, list) else ():
+                try:
+                    read(row)
+                except (KeyError, TypeError, ValueError, OverflowError):
+                    bad += 1
+            if bad:
+                on_problem(f"{self.path}: {bad} entries under {name!r} could not be read")
+
+    def _read_trusted(self, row: dict[str, Any]) -> None:
+        node = _node(row["node_id"])
+        self.trusted[node] = TrustedPeer(
+            node,
+            _key(row.get("public_key")),
+            _unix(row.get("approved_at")),
+            row.get("mutual") is True,
+            _network(row.get("network", 0)),
+        )
+
+    def _read_pending(self, row: dict[str, Any]) -> None:
+        node = _node(row["node_id"])
+        text = row.get("justification", "")
+        self.pending[node] = PendingRequest(
+            node,
+            _key(row.get("public_key")),
+            text if isinstance(text, str) else "",
+            _unix(row.get("received_at")),
+        )
+
+    def _read_revoked(self, row: dict[str, Any]) -> None:
+        self.revoked[_node(row["node_id"])] = _unix(row["until"])
+
+
+def _trusted_row(p: TrustedPeer) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "node_id": p.node_id,
+        "public_key": key_text(p.public_key),
+        "approved_at": _rfc3339(p.approved_at),
+        "mutual": p.mutual,
+    }
+    if p.network:
+        row["network"] = p.network
+    return row
+
+
+def _pending_row(p: PendingRequest) -> dict[str, Any]:
+    row: dict[str, Any] = {"node_id": p.node_id}
+    if p.public_key:
+        row["public_key"] = key_text(p.public_key)
+    if p.justification:
+        row["justification"] = p.justification
+    return row | {"received_at": _rfc3339(p.received_at)}
+
+
+def key_text(key: bytes) -> str:
+    """Base64 of a key; "" if it is not known."""
+    return base64.b64encode(key).decode()
+
+
+def _key(text: object) -> bytes:
+    if text in (None, ""):
+        return b""
+    if not isinstance(text, str):
+        raise ValueError("key is not a string")
+    try:
+        key = base64.b64decode(text, validate=True)
+    except binascii.Error as e:
+        raise ValueError(str(e)) from None
+    if len(key) != 32:
+        raise ValueError("key is not 32 bytes")
+    return key
+
+
+def _node(value: object) -> int:
+    if type(value) is not int or not 0 < value < 0xFFFFFFFF:
+        raise ValueError("bad node number")
+    return value
+
+
+def _network(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= 0xFFFF:
+        raise ValueError("bad network number")
+    return value
+
+
+def _rfc3339(unix: float) -> str:
+    return datetime.fromtimestamp(int(unix), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _unix(text: object) -> float:
+    """Unix seconds of an RFC 3339 time with any fraction and zone; 0 if it is missing."""
+    if text is None:
+        return 0.0
+    if not isinstance(text, str):
+        raise ValueError("time is not a string")
+    parsed = datetime.fromisoformat(text)
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
