@@ -75,6 +75,7 @@ class Namespace:
         self.lab = lab
         self.name = f"{lab.prefix}{name}"
         self.processes: list[subprocess.Popen[Any]] = []
+        lab.namespaces.append(self)  # first: whatever fails below, the lab ends it
         sh("ip", "netns", "add", self.name)
         self.ip_cmd("link", "set", "lo", "up")
         for knob in ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter"):
@@ -274,7 +275,7 @@ class Lab:
         self.tmp = Path(tempfile.mkdtemp(prefix="pilot-lab."))
 
     def __enter__(self) -> Lab:
-        self.core = self._own(Namespace(self, "core"))
+        self.core = Namespace(self, "core")
         self.core.sysctl("net.ipv4.ip_forward", 1)
         return self
 
@@ -291,10 +292,6 @@ class Lab:
             with contextlib.suppress(Exception):
                 ns.close()
         shutil.rmtree(self.tmp, ignore_errors=True)
-
-    def _own(self, ns: Any) -> Any:
-        self.namespaces.append(ns)
-        return ns
 
     def next_public_ip(self) -> str:
         self._public += 1
@@ -343,27 +340,15 @@ class Lab:
 
     def public(self, name: str, link: Link | None = None) -> Host:
         ip = self.next_public_ip()
-        host = self._own(Host(self, name, ip))
+        host = Host(self, name, ip)
         self.uplink(host, "eth0", ip, link or Link())
         return host
 
     def site(self, name: str, *, nat: str, link: Link | None = None, hairpin: bool = False, input_open: bool = False,
              udp_blocked: bool = False, timeout_s: int = 120, carrier: str | None = None) -> Site:  # fmt: skip
-        before = len(self.namespaces)
         site = Site(self, name, nat=nat, link=link or Link(), hairpin=hairpin, input_open=input_open, udp_blocked=udp_blocked,
                     timeout_s=timeout_s, carrier=carrier)  # fmt: skip
         self.sites.append(site)
-        self.namespaces.insert(before, site.router)
-        if site.edge is not site.router:
-            self.namespaces.insert(before, site.edge)
-        original = site.host
-
-        def host(host_name: str) -> Host:
-            made = original(host_name)
-            self._own(made)
-            return made
-
-        site.host = host  # type: ignore[method-assign]
         return site
 
 
