@@ -1,0 +1,15 @@
+"""Paths: own endpoint discovery, hole-punching, relaying, and the choice among them, for every peer.
+
+controller    Traversal: the asyncio shell, the only part with a clock and tasks
+peer_paths    all machines of a node wired to one data plane (the simulator drives this)
+path          the machine of one peer: candidates, health, story are its parts
+discovery     own endpoint, beacons, NAT class
+address_book  registry answers, cached       describe, decisions   what the user reads
+"""
+
+from pilot.traversal.address_book import RegistryClient
+from pilot.traversal.controller import Traversal, TraversalConfig
+from pilot.traversal.decisions import Decision, Step
+from pilot.traversal.nat import NatType
+
+__all__ = ["Decision", "NatType", "RegistryClient", "Step", "Traversal", "TraversalConfig"]

@@ -1,0 +1,179 @@
+"""What the registry says about peers, cached: fresh for a minute, kept for an hour so that a registry outage
+stops nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pilot.errors import PilotError
+from pilot.traversal.nat import Scope, parse_addr, same_subnet, scope
+from pilot.traversal.peer_paths import Addresses
+
+FRESH_S = 60.0
+KEPT_S = 3600.0
+FAILED_S = 3.0
+TIMEOUT_S = 8.0
+MAX_ENTRIES = 8192
+
+
+class RegistryClient(Protocol):
+    """The part of the registry client that paths need (registry.md 5). Failures are PilotError; `not_found`
+    and
+    `permission_denied` are answers, everything else is an outage."""
+
+    async def lookup(self, node: int) -> Mapping[str, Any]:
+        """Reply of `lookup`: public_key (base64), public, real_addr for public nodes, ..."""
+
+    async def resolve(self, node: int) -> Mapping[str, Any]:
+        """Reply of `resolve`: real_addr, lan_addrs, relay_only."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    at: float  # when the answer came
+    tried: float  # when the last question failed
+    reply: Mapping[str, Any] | None
+    error: PilotError | None
+
+
+class _Cache:
+    """One registry command by node: coalesced, bounded, with the two ages."""
+
+    def __init__(
+        self, ask: Callable[[int], Awaitable[Mapping[str, Any]]], clock: Callable[[], float]
+    ) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._running: dict[int, asyncio.Task[Mapping[str, Any]]] = {}
+
+    async def get(self, node: int, fresh: bool) -> Mapping[str, Any]:
+        """The reply. fresh: not an older answer, unless the registry is out. Raises PilotError."""
+        now = self._clock()
+        entry = self._entries.get(node)
+        if entry:
+            self._entries.move_to_end(node)
+            if entry.error and now - entry.tried < FAILED_S:
+                return self._kept(entry, now)
+            if entry.reply is not None and not entry.error and not fresh and now - entry.at < FRESH_S:
+                return entry.reply
+        task = self._running.get(node)
+        if not task:
+            task = self._running[node] = asyncio.ensure_future(self._fetch(node))
+            task.add_done_callback(lambda _: self._running.pop(node, None))
+        return await asyncio.shield(task)
+
+    def forget(self, node: int) -> None:
+        """Drops what is cached."""
+        self._entries.pop(node, None)
+
+    def cancel(self) -> None:
+        """Ends questions under way."""
+        for task in list(self._running.values()):
+            task.cancel()
+
+    async def _fetch(self, node: int) -> Mapping[str, Any]:
+        entry = self._entries.get(node) or _Entry(float("-inf"), float("-inf"), None, None)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                entry.reply = await self._ask(node)
+            entry.error = None
+            entry.at = self._clock()
+        except TimeoutError:
+            entry.error = PilotError("timeout", "the registry does not answer", retryable=True)
+        except PilotError as error:
+            entry.error = error
+            if error.code in ("not_found", "permission_denied"):
+                entry.reply = None  # an answer, not an outage: what was known is void
+        except OSError as error:
+            entry.error = PilotError(
+                "connection_failed", f"the registry cannot be reached: {error}", retryable=True
+            )
+        entry.tried = self._clock()
+        self._entries[node] = entry
+        self._entries.move_to_end(node)
+        if len(self._entries) > MAX_ENTRIES:
+            self._entries.popitem(last=False)
+        return self._kept(entry, entry.tried) if entry.error else entry.reply or {}
+
+    def _kept(self, entry: _Entry, now: float) -> Mapping[str, Any]:
+        if entry.reply is not None and now - entry.at < KEPT_S:
+            return entry.reply
+        assert entry.error
+        raise entry.error
+
+
+class AddressBook:
+    """Keys and endpoints of nodes."""
+
+    def __init__(self, registry: RegistryClient, clock: Callable[[], float]) -> None:
+        """clock: seconds, monotonic."""
+        self._lookups = _Cache(registry.lookup, clock)
+        self._resolves = _Cache(registry.resolve, clock)
+
+    async def public_key(self, node: int, fresh: bool = False) -> bytes:
+        """Ed25519 key, 32 bytes. Raises PilotError; not_found also when the node has none."""
+        reply = await self._lookups.get(node, fresh)
+        try:
+            public = base64.b64decode(str(reply.get("public_key") or ""), validate=True)
+        except binascii.Error:
+            public = b""
+        if len(public) != 32:
+            raise PilotError("not_found", f"the registry has no usable key for node {node}")
+        return public
+
+    async def addresses(
+        self, node: int, local: Iterable[str], own: str | None, fresh: bool = False
+    ) -> Addresses:
+        """Endpoints of a node. local: addresses of this host; own: host of our public endpoint. Where the
+        registry refuses to
+        resolve, what it shows of public nodes. Raises PilotError."""
+        try:
+            reply = await self._resolves.get(node, fresh)
+        except PilotError as refused:
+            try:
+                reply = await self._lookups.get(node, fresh)
+            except PilotError:
+                raise refused from None
+            if not (reply.get("real_addr") or reply.get("endpoint") or reply.get("relay_only")):
+                raise
+        return read_addresses(reply, list(local), own)
+
+    def forget(self, node: int) -> None:
+        """Drops what is cached about a node."""
+        self._lookups.forget(node)
+        self._resolves.forget(node)
+
+    def cancel(self) -> None:
+        """Ends questions under way."""
+        self._lookups.cancel()
+        self._resolves.cancel()
+
+
+def read_addresses(reply: Mapping[str, Any], local: list[str], own: str | None) -> Addresses:
+    """The usable endpoints in a registry reply. LAN addresses count only if the peer can be on our LAN: in
+    one subnet with us, or
+    behind the same public address."""
+    if reply.get("relay_only") is True:
+        return Addresses(relay_only=True)
+    registered: list[tuple[str, int]] = []
+    for field in ("real_addr", "endpoint"):
+        found = parse_addr(str(reply.get(field) or ""))
+        if found and found not in registered:
+            registered.append(found)
+    listed = reply.get("lan_addrs")
+    lan: list[tuple[str, int]] = []
+    near = own is not None and any(a[0] == own for a in registered)
+    for text in listed[:16] if isinstance(listed, list) else ():
+        found = parse_addr(str(text))
+        if not found or found in registered or scope(found[0]) is not Scope.PRIVATE:
+            continue
+        if near or any(same_subnet(found[0], host) for host in local):
+            lan.append(found)
+    return Addresses(tuple(registered), tuple(lan[:4]))

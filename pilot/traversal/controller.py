@@ -1,0 +1,404 @@
+"""Traversal: the asyncio shell around the machines of one node.
+
+It owns the clock, the timer, the questions to the registry and the waiting callers; every decision is made
+below, in
+peer_paths.py. Events of the data plane are handed in by whoever reads them (`handle`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pilot.wire.frames import Capabilities
+
+from pilot._core import EngineBase, Event
+from pilot.errors import PilotError
+from pilot.traversal import discovery as disc
+from pilot.traversal.address_book import AddressBook, RegistryClient
+from pilot.traversal.decisions import Addr, Decision, Step
+from pilot.traversal.describe import describe_path, why
+from pilot.traversal.interfaces import local_hosts
+from pilot.traversal.nat import NatType, parse_addr, show
+from pilot.traversal.path_actions import Phase
+from pilot.traversal.peer_paths import PeerPaths
+from pilot.tunnel.exchange import KeyExchange
+from pilot.tunnel.own_key import Identity
+
+log = logging.getLogger("pilot.traversal")
+
+DISCOVER_S = 5.0
+
+
+@dataclass(slots=True)
+class TraversalConfig:
+    """beacons: `host:port` texts, names allowed. endpoint: the fixed public endpoint, which skips discovery.
+    local_port: of the
+    tunnel socket. relay_only: show our address to no peer. caps: what our PILA announces. clock: seconds, the
+    data plane's own
+    (monotonic)."""
+
+    beacons: Sequence[str] = ()
+    endpoint: Addr | None = None
+    local_port: int = 0
+    relay_only: bool = False
+    caps: Capabilities = field(default_factory=Capabilities)
+    clock: Callable[[], float] = time.monotonic
+    random: Callable[[int], bytes] = os.urandom
+    local_hosts: Callable[[], list[str]] = local_hosts
+
+
+class Traversal:
+    """Sessions and paths to all peers. Use it as an async context manager, or call start and stop."""
+
+    def __init__(
+        self, plane: EngineBase, registry: RegistryClient, identity: Identity, config: TraversalConfig
+    ) -> None:
+        self.observers: list[Callable[[Decision], None]] = []
+        self.on_endpoint: list[Callable[[Addr], None]] = []
+        self._plane = plane
+        self._config = config
+        self._clock = config.clock
+        self._book = AddressBook(registry, config.clock)
+        self._exchange = KeyExchange(
+            identity, caps=config.caps, random=config.random, last_heard=self._last_heard
+        )
+        self._discovery = disc.Discovery(fixed=config.endpoint)
+        self.paths = PeerPaths(
+            plane,
+            self,
+            self._exchange,
+            self._discovery,
+            tell=self._tell,
+            discovered=self._discovered,
+            hidden=config.relay_only,
+        )
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiters: dict[int, set[asyncio.Future[None]]] = {}
+        self._endpoint_waiters: set[asyncio.Future[Addr]] = set()
+        self._failures: dict[int, PilotError] = {}
+        self._running = False
+
+    # ---- life ----
+
+    async def __aenter__(self) -> Traversal:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Resolves the beacons and begins discovery. Beacons that do not resolve now are tried again
+        later."""
+        self._running = True
+        self._discovery.set_local(self._config.local_hosts(), self._config.local_port)
+        await self.refresh_beacons()
+        self._arm()
+
+    async def stop(self) -> None:
+        """Ends timers and tasks; waiting callers get an error. Idempotent."""
+        self._running = False
+        if self._timer:
+            self._timer.cancel()
+        self._book.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        gone = PilotError("not_running", "the node is shutting down")
+        for waiter in [w for waiters in self._waiters.values() for w in waiters] + list(
+            self._endpoint_waiters
+        ):
+            if not waiter.done():
+                waiter.set_exception(gone)
+
+    def set_node(self, node: int) -> None:
+        """Own number after registration: the beacons learn it at once."""
+        self.paths.set_node(node, self._clock())
+        self._arm()
+
+    def pin(self, node: int, public_key: bytes | None) -> None:
+        """Fixes the Ed25519 key (32 bytes) of a trusted node; None removes the pin. A registry cannot swap a
+        pinned key."""
+        self._exchange.pin(node, public_key)
+
+    # ---- data plane ----
+
+    def handle(self, event: Event) -> bool:
+        """Takes an event of the data plane. False if it is not for traversal."""
+        if not self._running:
+            return False
+        taken = self.paths.handle(event, self._clock())
+        if taken:
+            self._wake(event.node)
+            self._arm()
+        return taken
+
+    # ---- peers ----
+
+    def peer_wanted(self, node: int) -> None:
+        """A session and a path to `node` will be needed: starts at once, returns at once."""
+        self.paths.want(node, self._clock())
+        self._arm()
+
+    async def connect(self, node: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
+        """Returns when the session with `node` is proved and a path answers.
+
+        Raises PilotError: invalid_argument (own or zero number), not_found (the registry does not know it),
+        connection_failed
+        (nothing answers), timeout.
+        """
+        if node == 0 or node == self._discovery.node:
+            raise PilotError("invalid_argument", "a node cannot connect to itself")
+        self._failures.pop(node, None)
+        self.paths.want(node, self._clock(), timeout)
+        self._arm()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(node, set()).add(waiter)
+        try:
+            self._wake(node)
+            async with asyncio.timeout(timeout):
+                await waiter
+        except TimeoutError:
+            raise self._no_path(node) from None
+        finally:
+            waiters = self._waiters.get(node, set())
+            waiters.discard(waiter)
+            if not waiters:
+                self._waiters.pop(node, None)
+
+    async def settled(self, node: int, timeout: float = 5.0) -> dict[str, Any]:  # noqa: ASYNC109
+        """Waits until the race for the best path is over (or the time is), then describes the path."""
+        deadline = self._clock() + timeout
+        while self._clock() < deadline:
+            machine = self.paths.machine(node)
+            if machine is None or machine.settled:
+                break
+            await asyncio.sleep(0.02)
+        return self.describe(node)
+
+    def describe(self, node: int) -> dict[str, Any]:
+        """The present path of a peer, why it is this one, the alternatives and the latest decisions. Times in
+        milliseconds."""
+        machine = self.paths.machine(node)
+        info = self._plane.peer_info(node)
+        if not machine:
+            return {
+                "node": node,
+                "phase": Phase.IDLE.value,
+                "path": None,
+                "why": "nothing was sent yet",
+                "history": [],
+            }
+        return describe_path(machine, info, self._discovery.nat, self._clock())
+
+    def why(self, node: int) -> str:
+        """The reason for the present path, in one sentence."""
+        machine = self.paths.machine(node)
+        return why(machine) if machine else "nothing was sent yet"
+
+    def forget(self, node: int) -> None:
+        """Drops session, path, cached registry answers; connections to `node` are reset."""
+        self.paths.forget(node)
+        self._book.forget(node)
+        self._arm()
+
+    def rotate_keys(self) -> bool:
+        """New tunnel key for this process; peers move over without losing packets. False if the last was less
+        than a minute ago."""
+        rotated = self._exchange.rotate(self._clock())
+        self.paths.flush(self._clock())
+        self._arm()
+        return rotated
+
+    # ---- network ----
+
+    @property
+    def endpoint(self) -> Addr | None:
+        """The own endpoint as others see it, None while unknown."""
+        return self._discovery.endpoint
+
+    @property
+    def nat_type(self) -> NatType:
+        """NAT class as far as it is known."""
+        return self._discovery.nat
+
+    def beacons(self) -> list[dict[str, Any]]:
+        """State of each beacon."""
+        return [
+            {
+                "addr": show(b.addr),
+                "alive": b.alive,
+                "rtt_ms": None if b.rtt is None else round(b.rtt * 1e3, 3),
+                "observed": show(b.observed) if b.observed else None,
+            }
+            for b in self._discovery.beacons()
+        ]
+
+    async def discover(self, timeout: float = DISCOVER_S) -> Addr | None:  # noqa: ASYNC109
+        """Waits for the own endpoint; None if no beacon answered in time."""
+        if self._discovery.endpoint:
+            return self._discovery.endpoint
+        waiter: asyncio.Future[Addr] = asyncio.get_running_loop().create_future()
+        self._endpoint_waiters.add(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter
+        except TimeoutError:
+            return None
+        finally:
+            self._endpoint_waiters.discard(waiter)
+
+    def network_changed(self) -> None:
+        """Interfaces or routes changed, or the host slept: every path is tried again at once."""
+        self._discovery.set_local(self._config.local_hosts(), self._config.local_port)
+        self.paths.network_changed(self._clock())
+        self._spawn(self.refresh_beacons())
+        self._arm()
+
+    async def refresh_beacons(self) -> None:
+        """Resolves the beacons' names again and uses what they mean now; a name that fails keeps its former
+        address."""
+        loop = asyncio.get_running_loop()
+        found: list[Addr] = []
+        for text in self._config.beacons:
+            numeric = parse_addr(text)
+            if numeric:
+                found.append(numeric)
+                continue
+            host, _, port = text.rpartition(":")
+            try:
+                infos = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+            except (OSError, ValueError) as error:
+                log.warning("beacon name does not resolve", extra={"beacon": text, "error": str(error)})
+                continue
+            found += [(str(i[4][0]), int(i[4][1])) for i in infos[:2]]
+        if found or not self._discovery.beacons():
+            self.paths.set_beacons(list(dict.fromkeys(found)), self._clock())
+            self._arm()
+
+    def set_beacons(self, beacons: Sequence[str]) -> None:
+        """Replaces the configured beacons (`host:port`), for instance by the registry's list."""
+        self._config.beacons = tuple(beacons)
+        self._spawn(self.refresh_beacons())
+
+    # ---- questions to the registry (peer_paths.Questions) ----
+
+    def ask_key(self, node: int, fresh: bool) -> None:
+        """See peer_paths.Questions."""
+        self._spawn(self._find_key(node, fresh))
+
+    def ask_addresses(self, node: int, fresh: bool) -> None:
+        """See peer_paths.Questions."""
+        self._spawn(self._find_addresses(node, fresh))
+
+    async def _find_key(self, node: int, fresh: bool) -> None:
+        public: bytes | None = None
+        try:
+            public = await self._book.public_key(node, fresh)
+        except PilotError as error:
+            self._failed(node, error)
+        self.paths.key_answer(node, public, self._clock())
+        self._wake(node)
+        self._arm()
+
+    async def _find_addresses(self, node: int, fresh: bool) -> None:
+        own = self._discovery.endpoint
+        try:
+            found = await self._book.addresses(
+                node, self._config.local_hosts(), own[0] if own else None, fresh
+            )
+        except PilotError as error:
+            self._failed(node, error)
+            return
+        self.paths.addresses_answer(node, found, self._clock())
+        self._wake(node)
+        self._arm()
+
+    # ---- inside ----
+
+    def _failed(self, node: int, error: PilotError) -> None:
+        if node in self._waiters:
+            self._failures[node] = error
+
+    def _no_path(self, node: int) -> PilotError:
+        failure = self._failures.pop(node, None)
+        if failure and failure.code == "not_found" and not self._exchange.has_session(node):
+            return failure
+        hint = f"registry: {failure.message}" if failure else ""
+        if self._exchange.is_proved(node):
+            return PilotError("connection_failed", f"no path to node {node} answers", hint, retryable=True)
+        return PilotError("timeout", f"node {node} did not answer the key exchange", hint, retryable=True)
+
+    def _wake(self, node: int) -> None:
+        waiters = self._waiters.get(node)
+        if waiters and self.paths.connected(node):
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _tell(self, decision: Decision) -> None:
+        if decision.step is Step.GAVE_UP:
+            error = PilotError("connection_failed", decision.text, retryable=True)
+            for waiter in self._waiters.get(decision.node, ()):
+                if not waiter.done():
+                    waiter.set_exception(error)
+        for observer in list(self.observers):
+            try:
+                observer(decision)
+            except Exception:
+                log.exception("an observer of path decisions failed")
+
+    def _discovered(self, action: disc.DiscoveryAction) -> None:
+        if isinstance(action, disc.ResolveBeacons):
+            self._spawn(self.refresh_beacons())
+        elif isinstance(action, disc.EndpointChanged):
+            for waiter in self._endpoint_waiters:
+                if not waiter.done():
+                    waiter.set_result(action.new)
+            for observer in list(self.on_endpoint):
+                observer(action.new)
+
+    def _last_heard(self, node: int) -> float | None:
+        info = self._plane.peer_info(node)
+        return info["last_recv_ns"] / 1e9 if info and info["last_recv_ns"] else None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if not self._running:
+            work.close()
+            return
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            log.error("a traversal task failed", exc_info=task.exception())
+
+    def _arm(self) -> None:
+        if not self._running:
+            return
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        at = self.paths.deadline()
+        if at is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, at - self._clock()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        try:
+            self.paths.tick(self._clock())
+        finally:
+            self._arm()
+        for node in list(self._waiters):
+            self._wake(node)

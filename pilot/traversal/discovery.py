@@ -1,0 +1,213 @@
+"""Finding the own public endpoint and staying known to the beacons, without I/O (beacon.md 3.1, 3.2, 5).
+
+All questions leave from the tunnel socket itself, so the answer is the endpoint peers see. The same message
+registers the node
+at the beacon (relay and punch need that) and keeps the NAT mapping; it is repeated every 20 s to every
+beacon, whether or not
+the registry can be reached. Replies carry no transaction id: one counts only from an address that was asked a
+moment ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pilot.traversal.candidates import NEVER
+from pilot.traversal.decisions import Addr
+from pilot.traversal.nat import NatType, scope
+
+KEEPALIVE_S = 20.0  # below the 30 s after which many NATs forget
+RETRY_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # after an unanswered question; the last one repeats
+DEAD_MISSES = 3
+ANSWER_S = 5.0  # an answer later than this belongs to nothing we asked
+CHECK_EVERY_S = 1.0
+STALE_NAMES_S = 10.0
+NAMES_EVERY_S = 30.0
+MAX_BEACONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SendDiscover:
+    """Send 0x01 with `node` to a beacon."""
+
+    beacon: Addr
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointChanged:
+    """The endpoint that others see is another one now. old: None the first time."""
+
+    old: Addr | None
+    new: Addr
+
+
+@dataclass(frozen=True, slots=True)
+class BeaconsChanged:
+    """Another set of beacons answers, or their round-trip times are known now."""
+
+
+@dataclass(frozen=True, slots=True)
+class NatChanged:
+    """The NAT class was found out or is another one."""
+
+    nat: NatType
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveBeacons:
+    """Beacons do not answer: resolve their names again, they may have moved."""
+
+
+DiscoveryAction = SendDiscover | EndpointChanged | BeaconsChanged | NatChanged | ResolveBeacons
+
+
+@dataclass(slots=True)
+class Beacon:
+    """What is known of one beacon. Times in seconds, NEVER if it did not happen."""
+
+    addr: Addr
+    next_send: float
+    last_sent: float = NEVER
+    last_reply: float = NEVER
+    asked: int = 0  # questions since the last reply
+    rtt: float | None = None
+    observed: Addr | None = None
+
+    @property
+    def alive(self) -> bool:
+        """It answered, and not more than two questions since went unanswered."""
+        return self.last_reply > NEVER and self.asked <= DEAD_MISSES
+
+
+class Discovery:
+    """The machine of one node. Call `take()` after every input; call `tick(now)` at `deadline()`."""
+
+    def __init__(self, *, fixed: Addr | None = None) -> None:
+        """fixed: an endpoint the operator vouches for; beacons are then only told where we are."""
+        self.node = 0
+        self.nat = NatType.UNKNOWN
+        self.endpoint: Addr | None = fixed
+        self._fixed = fixed is not None
+        self._local: frozenset[Addr] = frozenset()
+        self._beacons: dict[Addr, Beacon] = {}
+        self._checked = NEVER
+        self._names_at = NEVER
+        self._silent_since: float | None = None
+        self._out: list[DiscoveryAction] = []
+
+    def set_node(self, node: int, now: float) -> None:
+        """Own number (0 before registration). A new one is told to the beacons at once."""
+        if node != self.node:
+            self.node = node
+            for beacon in self._beacons.values():
+                beacon.next_send = now
+
+    def set_local(self, hosts: Iterable[str], port: int) -> None:
+        """Addresses of this host's interfaces and the port of the tunnel socket: an observed one among them
+        means no NAT."""
+        self._local = frozenset((host, port) for host in hosts)
+        self._infer()
+
+    def set_beacons(self, beacons: Sequence[Addr], now: float) -> None:
+        """Replaces the beacons; new ones are asked at once, known ones keep their state."""
+        wanted = list(dict.fromkeys(beacons))[:MAX_BEACONS]
+        before = list(self._beacons)
+        self._beacons = {a: self._beacons.get(a) or Beacon(a, now) for a in wanted}
+        if before != wanted:
+            self._out.append(BeaconsChanged())
+            self._infer()
+
+    def beacons(self) -> list[Beacon]:
+        """All beacons in the configured order."""
+        return list(self._beacons.values())
+
+    def usable(self) -> list[tuple[Addr, float | None]]:
+        """Beacons that answer, nearest first, with their round-trip times; if none has answered yet, all of
+        them."""
+        alive = [b for b in self._beacons.values() if b.alive]
+        alive.sort(key=lambda b: b.rtt if b.rtt is not None else 9.0)
+        return [(b.addr, b.rtt) for b in (alive or self._beacons.values())]
+
+    def reply(self, beacon: Addr, observed: Addr, now: float) -> None:
+        """A 0x02 from `beacon`."""
+        known = self._beacons.get(beacon)
+        if not known or now - known.last_sent > ANSWER_S:
+            return
+        news = not known.alive or known.observed != observed or known.rtt is None
+        if known.asked == 1:  # otherwise nobody knows which question this answers
+            rtt = now - known.last_sent
+            known.rtt = rtt if known.rtt is None else known.rtt + (rtt - known.rtt) / 4
+        known.last_reply = now
+        known.asked = 0
+        known.observed = observed
+        known.next_send = now + KEEPALIVE_S
+        self._silent_since = None
+        if news:
+            self._out.append(BeaconsChanged())
+        self._infer()
+
+    def check(self, now: float) -> None:
+        """Asks all beacons now: a relay path went silent, or the network changed. At most once a second."""
+        if now - self._checked >= CHECK_EVERY_S:
+            self._checked = now
+            for beacon in self._beacons.values():
+                beacon.next_send = now
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do; None for never."""
+        return min((b.next_send for b in self._beacons.values()), default=None)
+
+    def tick(self, now: float) -> None:
+        """Sends what is due."""
+        for beacon in self._beacons.values():
+            if beacon.next_send > now:
+                continue
+            was_alive = beacon.alive
+            beacon.asked += 1
+            beacon.last_sent = now
+            beacon.next_send = now + RETRY_S[min(beacon.asked, len(RETRY_S)) - 1]
+            self._out.append(SendDiscover(beacon.addr, self.node))
+            if was_alive and not beacon.alive:
+                self._out.append(BeaconsChanged())
+        self._watch_names(now)
+
+    def take(self) -> list[DiscoveryAction]:
+        """The actions since last asked, in order."""
+        out, self._out = self._out, []
+        return out
+
+    def _watch_names(self, now: float) -> None:
+        if not self._beacons or any(b.asked <= 1 and b.last_reply > NEVER for b in self._beacons.values()):
+            self._silent_since = None
+            return
+        if self._silent_since is None:
+            self._silent_since = now
+        if now - self._silent_since >= STALE_NAMES_S and now - self._names_at >= NAMES_EVERY_S:
+            self._names_at = now
+            self._out.append(ResolveBeacons())
+
+    def _infer(self) -> None:
+        seen = [b for b in self._beacons.values() if b.observed and b.alive]
+        first = seen[0].observed if seen else None
+        if first and not self._fixed and first != self.endpoint:
+            self._out.append(EndpointChanged(self.endpoint, first))
+            self.endpoint = first
+        nat = self._classify(seen)
+        if nat is not self.nat:
+            self.nat = nat
+            self._out.append(NatChanged(nat))
+
+    def _classify(self, seen: list[Beacon]) -> NatType:
+        """As far as discover replies can tell: filtering needs a beacon that answers from elsewhere."""
+        observed = [b.observed for b in seen if b.observed]
+        if not observed:
+            return NatType.UNKNOWN
+        if all(o in self._local for o in observed):
+            return NatType.OPEN
+        # Only observers equally far away can be compared: one inside the NAT sees another address without any
+        # symmetry.
+        far = max(scope(b.addr[0]).value for b in seen)
+        outside = {b.observed for b in seen if scope(b.addr[0]).value == far}
+        return NatType.SYMMETRIC if len(outside) > 1 else NatType.UNKNOWN

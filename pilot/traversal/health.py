@@ -1,0 +1,72 @@
+"""When to probe the path that carries traffic, and when to call it dead.
+
+A busy path is probed every 0.8 s whatever comes in, because a path may die in one direction only; after the
+first missing answer
+probes follow quickly. A path that becomes silent while we send is probed at once. An idle path is probed
+often enough to keep
+NAT mappings (RFC 4787 allows two minutes, real ones 30 s), more often after one was seen to expire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pilot.traversal.candidates import NEVER, Candidate
+
+BUSY_S = 0.8
+IDLE_S = 20.0
+IDLE_MIN_S = 8.0
+SILENCE_S = 0.7
+UNANSWERED_S = 0.05  # what is sent this much later than the last receipt was no answer to it
+BUSY_PACKETS_S = 2.5  # more than the pongs we owe a peer that probes us at the busy rate
+BUSY_HOLD_S = 4.0
+DEAD_PROBES = 3
+DEAD_S = 1.2
+
+
+@dataclass(slots=True)
+class Health:
+    """Traffic seen on a peer's active path and what follows for probing it."""
+
+    idle_s: float = IDLE_S
+    busy_until: float = NEVER
+    _at: float = NEVER
+    _packets: int = 0
+    _probes: int = 0
+
+    def busy(self, now: float) -> bool:
+        """Traffic flowed within the last seconds."""
+        return now < self.busy_until
+
+    def probe_sent(self) -> None:
+        """Own probes are no traffic."""
+        self._probes += 1
+
+    def traffic(self, now: float, last_recv: float, last_send: float, packets_sent: int) -> bool:
+        """Takes the peer's counters (seconds on the clock of `now`; NEVER if nothing was). True: probe now,
+        the peer is silent."""
+        elapsed = now - self._at
+        if elapsed > 0.2:
+            rate = (packets_sent - self._packets - self._probes) / min(elapsed, 10.0)
+            if self._at > NEVER and rate > BUSY_PACKETS_S:
+                self.busy_until = now + BUSY_HOLD_S
+            self._at, self._packets, self._probes = now, packets_sent, 0
+        return last_send > last_recv + UNANSWERED_S and now - last_recv > SILENCE_S
+
+    def next_probe(self, path: Candidate, now: float) -> float:
+        """When the active path is to be probed next."""
+        if path.waiting:
+            return path.last_sent + max(0.25, min(0.6, path.timeout()))
+        return max(path.last_sent, path.last_pong) + (BUSY_S if self.busy(now) else self.idle_s)
+
+    def is_dead(self, path: Candidate, now: float) -> bool:
+        """Several probes in a row, over more than a second, brought nothing."""
+        since = path.unanswered_since()
+        if since is None or len(path.waiting) < DEAD_PROBES:
+            return False
+        return now - since >= min(2.5, DEAD_S + 2 * (path.srtt or 0.0))
+
+    def mapping_expired(self) -> None:
+        """A path died while it was idle and came back after a punch: its NAT forgets sooner than we
+        refresh."""
+        self.idle_s = max(IDLE_MIN_S, self.idle_s * 0.7)

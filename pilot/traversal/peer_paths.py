@@ -1,0 +1,493 @@
+"""All peers of a node: key exchange, path machines and discovery wired to one data plane. No clock, task or
+socket of its own.
+
+Events of the data plane come in through `handle`, answers of the registry through `key_answer` and
+`addresses_answer`, time
+through `tick`. The simulator drives this class on virtual time; controller.Traversal drives it on asyncio.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pilot.wire import beacon as wire
+from pilot.wire.frames import PILP
+
+from pilot._core import (
+    EV_BEACON,
+    EV_FRAME,
+    EV_NO_SESSION,
+    EV_PATH_SEEN,
+    EV_PEER_WANTED,
+    EV_PONG,
+    EV_SESSION_BROKEN,
+    EV_SESSION_PROVED,
+    CoreError,
+    EngineBase,
+    Event,
+)
+from pilot.traversal import discovery as disc
+from pilot.traversal import path_actions as act
+from pilot.traversal.candidates import NEVER
+from pilot.traversal.decisions import Addr, Decision, Step
+from pilot.traversal.discovery import Discovery
+from pilot.traversal.nat import NatType, may_punch
+from pilot.traversal.path import PathMachine
+from pilot.traversal.path_actions import Phase
+from pilot.tunnel import actions as key
+from pilot.tunnel import proof
+from pilot.tunnel.deadlines import Deadlines
+from pilot.tunnel.exchange import WANT_S, KeyExchange
+from pilot.tunnel.limits import RateLimit
+
+SWEEP_S = 0.5
+SWEEP_PEERS = 4000  # beyond this many peers the sweep slows down in proportion
+RELAYS = 2  # beacons that get a copy of each key exchange frame
+GIVE_UP_S = 600.0  # a peer that answered nothing for so long has no session any more
+PUNCH_MEMORY_S = 5.0
+TOKEN_BIT = 1 << 63  # probe tokens of the path machines; others may use the lower half
+
+
+class Questions(Protocol):
+    """The registry, asked without waiting: answers come back through key_answer and addresses_answer."""
+
+    def ask_key(self, node: int, fresh: bool) -> None:
+        """Wants the Ed25519 key of `node`."""
+
+    def ask_addresses(self, node: int, fresh: bool) -> None:
+        """Wants the endpoints of `node`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The registry's word on where a node is. lan: only those worth trying from here."""
+
+    registered: tuple[Addr, ...] = ()
+    lan: tuple[Addr, ...] = ()
+    relay_only: bool = False
+
+
+class PeerPaths:
+    """Sessions and paths of every peer of one node."""
+
+    def __init__(
+        self,
+        plane: EngineBase,
+        questions: Questions,
+        exchange: KeyExchange,
+        discovery: Discovery,
+        *,
+        tell: Callable[[Decision], None],
+        discovered: Callable[[disc.DiscoveryAction], None],
+        hidden: bool = False,
+    ) -> None:
+        """tell: gets every decision. discovered: gets EndpointChanged, NatChanged, BeaconsChanged and
+        ResolveBeacons.
+        hidden: this node shows its address to nobody (relay only)."""
+        self.exchange = exchange
+        self.discovery = discovery
+        self._plane = plane
+        self._questions = questions
+        self._tell = tell
+        self._discovered = discovered
+        self._hidden = hidden
+        self._node = 0
+        self._machines: dict[int, PathMachine] = {}
+        self._timers: Deadlines[int] = Deadlines()
+        self._dirty: dict[int, None] = {}
+        self._tokens = TOKEN_BIT
+        self._punches: deque[tuple[Addr, float]] = deque(maxlen=32)  # commands that no machine claimed
+        self._punch_rate: RateLimit[str] = RateLimit(20.0, 40.0, 1)
+        self._hint_rate: RateLimit[str] = RateLimit(20.0, 40.0, 1)
+        self._sweep_at = NEVER
+
+    # ---- facts and demand ----
+
+    def set_node(self, node: int, now: float) -> None:
+        """Own number, 0 = not registered."""
+        self._node = node
+        self.exchange.set_node(node)
+        self.discovery.set_node(node, now)
+        self.flush(now)
+
+    def set_beacons(self, beacons: Sequence[Addr], now: float) -> None:
+        """The beacons to use."""
+        self._plane.set_beacons(list(beacons)[: disc.MAX_BEACONS])
+        self.discovery.set_beacons(beacons, now)
+        self.flush(now)
+
+    def want(self, node: int, now: float, hold: float = WANT_S) -> None:
+        """Traffic for `node` waits, or somebody wants to know the path."""
+        if node in (0, self._node):
+            return
+        info = self._plane.peer_info(node)
+        if not (info and info["session"]):
+            self._session_gone(node, now)
+        machine = self._machine(node, now)
+        machine.want(now, hold)
+        self.exchange.want(node, now, hold)
+        self.flush(now)
+
+    def machine(self, node: int) -> PathMachine | None:
+        """The path machine of a peer, None if there was no reason for one yet."""
+        return self._machines.get(node)
+
+    def nodes(self) -> list[int]:
+        """Peers with a path machine."""
+        return list(self._machines)
+
+    def connected(self, node: int) -> bool:
+        """The session is proved and the active path answers."""
+        machine = self._machines.get(node)
+        path = machine.active if machine else None
+        return path is not None and path.answered and self.exchange.is_proved(node)
+
+    def forget(self, node: int) -> None:
+        """Forgets session, path and everything learned about `node`; its connections are reset. A pin
+        stays."""
+        self._drop_machine(node)
+        self.exchange.forget(node)
+        with suppress(CoreError):  # the data plane never knew it
+            self._plane.forget_peer(node)
+
+    def network_changed(self, now: float) -> None:
+        """Own addresses changed, or the host slept."""
+        self.discovery.check(now)
+        for node, machine in self._machines.items():
+            machine.network_changed(now)
+            self._dirty[node] = None
+        self.flush(now)
+
+    # ---- answers ----
+
+    def key_answer(self, node: int, public_key: bytes | None, now: float) -> None:
+        """The registry's Ed25519 key for `node`, None if unknown or unreachable."""
+        self.exchange.peer_key(node, public_key, now)
+        self.flush(now)
+
+    def addresses_answer(self, node: int, found: Addresses | None, now: float) -> None:
+        """The registry's endpoints of `node`; None if it would not say or cannot be reached."""
+        machine = self._machines.get(node)
+        if not machine or found is None:
+            return
+        machine.set_addresses(found.registered, found.lan, found.relay_only, now)
+        self._claim_punches(machine, now)
+        self._dirty[node] = None
+        self.exchange.address_known(node, now)
+        self.flush(now)
+
+    # ---- events ----
+
+    def handle(self, event: Event, now: float) -> bool:
+        """Takes an event of the data plane. False if it belongs to somebody else."""
+        kind = event.type
+        if kind == EV_FRAME and event.addr:
+            self._on_frame(event.data, event.addr, event.relayed, event.node, now)
+        elif kind == EV_BEACON and event.addr:
+            if not self._on_beacon(event.data, event.addr, now):
+                return False
+        elif kind == EV_PEER_WANTED:
+            self.want(event.node, now)
+        elif kind == EV_NO_SESSION and event.addr:
+            self._session_gone(event.node, now)
+            self.exchange.no_session(event.node, event.addr, event.relayed, now)
+        elif kind == EV_SESSION_PROVED:
+            self._on_proved(event.node, event.a, now)
+        elif kind == EV_SESSION_BROKEN:
+            self.exchange.broken(event.node, now)
+        elif kind == EV_PATH_SEEN and event.addr:
+            self._touch(event.node, now).seen(event.addr, event.relayed, now)
+        elif kind == EV_PONG:
+            machine = self._machines.get(event.node)
+            if not event.a & TOKEN_BIT:
+                return False
+            if machine:
+                machine.pong(event.a, event.relayed, event.b / 1e9, now)
+                self._dirty[event.node] = None
+        else:
+            return False
+        self.flush(now)
+        return True
+
+    # ---- time ----
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do; None for never."""
+        times = [self.exchange.deadline(), self.discovery.deadline(), self._timers.earliest()]
+        if self._machines:
+            times.append(self._sweep_at)
+        return min((t for t in times if t is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        """Does everything that is due."""
+        self.exchange.tick(now)
+        self.discovery.tick(now)
+        for node in list(self._timers.due(now)):
+            machine = self._machines.get(node)
+            if machine:
+                machine.tick(now)
+                self._dirty[node] = None
+        if self._machines and self._sweep_at <= now:
+            self._sweep(now)
+        self.flush(now)
+
+    def flush(self, now: float) -> None:
+        """Carries out what the machines asked for, until they ask for nothing more."""
+        for _ in range(64):  # far more than any chain of actions is long
+            exchange, discovery = self.exchange.take(), self.discovery.take()
+            if not exchange and not discovery and not self._dirty:
+                return
+            for action in exchange:
+                self._do_exchange(action, now)
+            for found in discovery:
+                self._do_discovery(found, now)
+            nodes, self._dirty = self._dirty, {}
+            for node in nodes:
+                machine = self._machines.get(node)
+                if machine:
+                    self._do_path(machine, now)
+
+    # ---- machines ----
+
+    def _machine(self, node: int, now: float) -> PathMachine:
+        machine = self._machines.get(node)
+        if not machine:
+            machine = self._machines[node] = PathMachine(node, token=self._next_token, hidden=self._hidden)
+            machine.own_nat = self.discovery.nat
+            machine.set_relays(self.discovery.usable(), now)
+            self._sweep_at = max(self._sweep_at, now)
+            self._questions.ask_addresses(node, False)
+        return machine
+
+    def _touch(self, node: int, now: float) -> PathMachine:
+        """The machine, made if need be, with its actions due."""
+        self._dirty[node] = None
+        return self._machine(node, now)
+
+    def _drop_machine(self, node: int) -> None:
+        self._machines.pop(node, None)
+        self._timers.set(node, None)
+
+    def _next_token(self) -> int:
+        self._tokens += 1
+        return self._tokens
+
+    def _session_gone(self, node: int, now: float) -> None:
+        self.exchange.session_gone(node)
+        machine = self._machines.get(node)
+        if machine and machine.session:
+            machine.session_gone(now)
+            self._dirty[node] = None
+
+    def _sweep(self, now: float) -> None:
+        """Shows each machine its traffic; drops what the data plane has dropped."""
+        infos = {info["node"]: info for info in self._plane.peers()}
+        self._sweep_at = now + SWEEP_S * max(1.0, len(infos) / SWEEP_PEERS)
+        for node, machine in list(self._machines.items()):
+            info = infos.get(node)
+            if not info or not info["session"]:
+                if machine.session:
+                    self._session_gone(node, now)
+                if machine.phase is Phase.IDLE and not (info and info["trusted"]):
+                    self._drop_machine(node)
+                continue
+            if not machine.session:
+                continue
+            last_recv, last_send = _seconds(info["last_recv_ns"]), _seconds(info["last_send_ns"])
+            if (
+                machine.phase is Phase.LOST
+                and not info["conns"]
+                and now - max(last_recv, machine.lost_at) > GIVE_UP_S
+            ):
+                self._plane.drop_session(node)
+                self._session_gone(node, now)
+                continue
+            machine.traffic(last_recv, last_send, info["pkts_sent"], now)
+            self._dirty[node] = None
+
+    # ---- input ----
+
+    def _on_frame(self, data: bytes, addr: Addr, relayed: bool, claimed: int, now: float) -> None:
+        if data[:4] != PILP:
+            self.exchange.frame(data, addr, relayed, claimed, now)
+        elif self._hint_rate.take("", now):
+            for node, machine in self._machines.items():
+                if machine.phase not in (Phase.DIRECT, Phase.IDLE) and machine.knows_host(addr[0]):
+                    machine.hint(addr, now)
+                    self._dirty[node] = None
+
+    def _on_beacon(self, data: bytes, beacon: Addr, now: float) -> bool:
+        message = wire.parse(data)
+        if isinstance(message, wire.DiscoverReply):
+            self.discovery.reply(beacon, message.endpoint, now)
+        elif isinstance(message, wire.PunchCommand):
+            self._on_punch(message.endpoint, beacon, now)
+        else:
+            return False
+        return True
+
+    def _on_punch(self, target: Addr, beacon: Addr, now: float) -> None:
+        """The command names an endpoint, not a node: it is for the peer at that host, or for the one we asked
+        about."""
+        if self._hidden or not may_punch(target, beacon) or not self._punch_rate.take("", now):
+            return
+        trying = [m for m in self._machines.values() if m.phase not in (Phase.DIRECT, Phase.IDLE)]
+        there = [m for m in trying if m.knows_host(target[0])]
+        asked = [m for m in trying if m.awaits_punch(now)]
+        chosen = [m for m in there if m in asked] or there or (asked if len(asked) == 1 else [])
+        for machine in chosen[:4]:
+            machine.punch_command(target, now)
+            self._dirty[machine.node] = None
+        if not chosen:
+            self._punches.append((target, now))
+            self._punch(target)
+
+    def _claim_punches(self, machine: PathMachine, now: float) -> None:
+        """A punch command may come before we know who the peer is."""
+        if machine.phase is Phase.DIRECT:
+            return
+        recent = [p for p in self._punches if now - p[1] < PUNCH_MEMORY_S]
+        mine = [p for p in recent if machine.knows_host(p[0][0])] or (recent if len(recent) == 1 else [])
+        for punch in mine:
+            self._punches.remove(punch)
+            machine.punch_command(punch[0], now)
+
+    def _on_proved(self, node: int, key_id: int, now: float) -> None:
+        machine = self._touch(node, now)
+        pending = self.exchange.is_pending(node, key_id)
+        self.exchange.proved(node, key_id, now)
+        machine.session_ready(False, now)
+        if pending:
+            machine.key_settled(True, now)
+
+    # ---- output ----
+
+    def _do_exchange(self, action: key.Action, now: float) -> None:
+        if isinstance(action, key.SendDirect):
+            machine = self._machines.get(action.node)
+            for addr in machine.direct_targets() if machine else ():
+                self._send(addr, action.data)
+        elif isinstance(action, key.SendTo):
+            if not self._hidden:
+                self._send(action.addr, action.data)
+        elif isinstance(action, key.SendRelay):
+            frame = wire.relay(self._node, action.node, action.data)
+            for addr, _ in self.discovery.usable()[:RELAYS]:
+                self._send(addr, frame)
+        elif isinstance(action, key.NeedPeerKey):
+            self._questions.ask_key(action.node, action.fresh)
+        elif isinstance(action, key.InstallKey):
+            self._install(action, now)
+        elif isinstance(action, key.ProbeKey):
+            self._probe_key(action)
+        elif isinstance(action, key.AddressHint):
+            machine = self._machines.get(action.node)
+            if machine:
+                machine.hint(action.addr, now)
+                self._dirty[action.node] = None
+        elif isinstance(action, key.KeyRefused):
+            who = "The registry" if action.source == "registry" else "Somebody"
+            text = f"{who} presented another identity for node {action.node} than the one known: refused"
+            self._tell(Decision(now, action.node, Step.KEY_REFUSED, text))
+        else:
+            machine = self._machines.get(action.node)
+            if machine:
+                machine.gave_up(action.attempts, action.reason, now)
+                self._dirty[action.node] = None
+
+    def _install(self, action: key.InstallKey, now: float) -> None:
+        caps = action.caps
+        try:
+            self._plane.install_key(
+                action.node,
+                action.key,
+                action.key_id,
+                caps.features if caps else 0,
+                caps.max_segment if caps else 0,
+                caps.reorder_segments if caps else 0,
+            )
+        except CoreError:
+            self._session_gone(action.node, now)  # the data plane is full
+            return
+        machine = self._touch(action.node, now)
+        machine.peer_nat = _peer_nat(caps)
+        if action.pending:
+            machine.key_pending(now + proof.PENDING_S)
+            return
+        machine.key_settled(False, now)
+        machine.session_ready(action.direct, now)
+        self._claim_punches(machine, now)
+
+    def _probe_key(self, action: key.ProbeKey) -> None:
+        machine = self._machines.get(action.node)
+        way = machine.active if machine else None
+        if action.addr and not self._hidden:
+            self._probe(action.node, action.addr, False, 0)
+        elif way:
+            self._probe(action.node, way.addr, way.relay, 0)
+
+    def _do_discovery(self, action: disc.DiscoveryAction, now: float) -> None:
+        if isinstance(action, disc.SendDiscover):
+            self._send(action.beacon, wire.discover(action.node))
+            return
+        if isinstance(action, disc.BeaconsChanged):
+            for node, machine in self._machines.items():
+                machine.set_relays(self.discovery.usable(), now)
+                self._dirty[node] = None
+        elif isinstance(action, disc.NatChanged):
+            for machine in self._machines.values():
+                machine.own_nat = action.nat
+        elif isinstance(action, disc.EndpointChanged) and action.old is not None:
+            for node, machine in self._machines.items():
+                machine.network_changed(now)
+                self._dirty[node] = None
+        self._discovered(action)
+
+    def _do_path(self, machine: PathMachine, now: float) -> None:
+        due = machine.deadline()
+        if due is not None and due <= now:
+            machine.tick(now)
+        for action in machine.take():
+            if isinstance(action, act.Probe):
+                self._probe(machine.node, action.addr, action.relay, action.token)
+            elif isinstance(action, act.SetPath):
+                with suppress(CoreError):  # no room for the peer: install_key said so before
+                    self._plane.set_path(machine.node, action.addr, action.relay)
+            elif isinstance(action, act.PunchTo):
+                self._punch(action.addr)
+            elif isinstance(action, act.RequestPunch):
+                for beacon, _ in self.discovery.usable()[:RELAYS]:
+                    self._send(beacon, wire.punch_request(self._node, machine.node))
+            elif isinstance(action, act.ExchangeAgain):
+                self.exchange.address_known(machine.node, now)
+            elif isinstance(action, act.AskAddresses):
+                self._questions.ask_addresses(machine.node, True)
+            elif isinstance(action, act.CheckBeacons):
+                self.discovery.check(now)
+            else:
+                self._tell(action.decision)
+        self._timers.set(machine.node, machine.deadline())
+
+    def _probe(self, node: int, addr: Addr, relay: bool, token: int) -> None:
+        with suppress(CoreError):  # the session went away a moment ago: its event is on the way
+            self._plane.probe(node, addr, relay, token)
+
+    def _punch(self, addr: Addr) -> None:
+        for _ in range(3):
+            self._send(addr, PILP)
+
+    def _send(self, addr: Addr, data: bytes) -> None:
+        with suppress(CoreError):  # an address that this host cannot reach: as good as lost
+            self._plane.send_raw(addr, data)
+
+
+def _seconds(ns: int) -> float:
+    return ns / 1e9 if ns else NEVER
+
+
+def _peer_nat(caps: Any) -> NatType:
+    return NatType.UNKNOWN

@@ -1,0 +1,135 @@
+"""What the key exchange remembers per peer, in a bounded table."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pilot.wire.frames import Capabilities
+
+from pilot.tunnel.actions import Addr
+
+FRAMES_PER_S = 5  # exchange frames to one peer, per route: what other implementations accept
+MAX_RECORDS = 65536  # as many as the data plane has peers
+MAX_STRANGERS = 4096  # from here on records without session, pin or demand make room
+MAX_OLD_KEYS = 16
+NEVER = float("-inf")
+FOR_EVER = float("inf")
+
+
+@dataclass(slots=True)
+class Session:
+    """A session key as it was given to the data plane."""
+
+    public: bytes  # the peer's X25519 key
+    own: bytes  # ours, that it was derived with
+    key: bytes
+    key_id: int
+    at: float
+    caps: Capabilities | None
+    proved: bool = False
+
+
+@dataclass(slots=True)
+class PeerRecord:
+    """One peer. Times are seconds on the caller's clock."""
+
+    node: int
+    pin: bytes | None = None  # Ed25519, fixed by trust
+    registered: bytes | None = None  # Ed25519, the registry's answer
+    asked_at: float = NEVER  # last question to the registry
+    refreshed_at: float = NEVER  # last question past the caches
+    waiting: tuple[bytes, Addr, bool] | None = (
+        None  # newest frame that waits for the answer: data, from, relayed
+    )
+    live: Session | None = None
+    pending: Session | None = None
+    pending_from: Addr | None = None
+    probes: int = 0  # sent for `pending`
+    old: OrderedDict[bytes, float] = field(default_factory=OrderedDict)  # X25519 key: refused until
+    want_until: float = NEVER
+    attempts: int = 0
+    next_send: float | None = None
+    replied_at: float = NEVER
+    hinted_at: float = NEVER
+    reported_at: float = NEVER
+    _sent: tuple[deque[float], deque[float]] = field(
+        default_factory=lambda: (deque(maxlen=FRAMES_PER_S), deque(maxlen=FRAMES_PER_S))
+    )
+
+    @property
+    def identity(self) -> bytes | None:
+        """The Ed25519 key that frames of this peer are judged by."""
+        return self.pin or self.registered
+
+    @property
+    def proved(self) -> bool:
+        """The peer has shown that it holds the live key."""
+        return self.live is not None and self.live.proved
+
+    def wanted(self, now: float) -> bool:
+        """A session is wanted and not there yet."""
+        return self.want_until >= now and not self.proved
+
+    def may_send(self, relay: bool, now: float) -> bool:
+        """Counts one frame on a route; False if the peer would drop it for its rate."""
+        times = self._sent[relay]
+        if len(times) == FRAMES_PER_S and now - times[0] < 1.0:
+            return False
+        times.append(now)
+        return True
+
+    def remember_old(self, public: bytes, until: float) -> None:
+        """Refuses an X25519 key of this peer until then."""
+        self.old[public] = until
+        self.old.move_to_end(public)
+        if len(self.old) > MAX_OLD_KEYS:
+            self.old.popitem(last=False)
+
+    def is_old(self, public: bytes, now: float) -> bool:
+        """The key was replaced by a proved one, or failed the proof lately."""
+        return now < self.old.get(public, NEVER)
+
+
+class PeerTable:
+    """Records by node number, least recently used first."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[int, PeerRecord] = OrderedDict()
+
+    def find(self, node: int) -> PeerRecord | None:
+        """The record, None if there is none."""
+        return self._records.get(node)
+
+    def get(self, node: int) -> PeerRecord:
+        """The record, made if need be."""
+        record = self._records.get(node)
+        if record:
+            self._records.move_to_end(node)
+            return record
+        if len(self._records) >= MAX_STRANGERS:
+            self._evict()
+        record = self._records[node] = PeerRecord(node)
+        return record
+
+    def pop(self, node: int) -> PeerRecord | None:
+        """Removes and returns a record."""
+        return self._records.pop(node, None)
+
+    def __iter__(self) -> Iterator[PeerRecord]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _evict(self) -> None:
+        # A few only are looked at, so that a stranger's frame costs O(1) however full the table is.
+        for node in [n for n, _ in zip(self._records, range(16), strict=False)]:
+            record = self._records[node]
+            if record.live is None and record.pin is None and record.next_send is None:
+                del self._records[node]
+                return
+            self._records.move_to_end(node)
+        if len(self._records) >= MAX_RECORDS:
+            self._records.popitem(last=False)
