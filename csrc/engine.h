@@ -104,7 +104,7 @@ void pl_engine_set_beacons(pl_engine *e, const pl_addr *beacons, unsigned n);
 /* ---- peers, sessions, paths ---- */
 int pl_engine_set_trusted(pl_engine *e, uint32_t node, bool trusted);
 /* Installs a session key. With no session, or key_id equal to the present one: in force at once (same key_id: counters and windows
- * are kept, caps updated). Otherwise it waits as pending: frames under it are accepted, and the first that opens makes it the
+ * are kept, caps updated, a pending key is withdrawn). Otherwise it waits as pending: frames under it are accepted, and the first that opens makes it the
  * sending key (SESSION_PROVED) and the old one a receive-only key for 10 s. caps may be NULL. */
 int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], uint64_t key_id, const pl_caps *caps, uint64_t now_ns);
 int pl_engine_drop_session(pl_engine *e, uint32_t node);

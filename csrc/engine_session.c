@@ -37,7 +37,11 @@ int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], ui
   pl_key *same = p->cur && p->cur->id == key_id ? p->cur : p->next && p->next->id == key_id ? p->next : NULL;
   if (same) {
     if (caps) same->caps = *caps;
-    if (same == p->cur) pl_peer_apply_mss(e, p);
+    if (same == p->cur) {
+      pl_key_free(p->next); /* or probes would go on under a key that nobody proved */
+      p->next = NULL;
+      pl_peer_apply_mss(e, p);
+    }
     return PL_OK;
   }
   if (p->prev && p->prev->id == key_id) return PL_OK; /* a late copy of the exchange before the last */
