@@ -18,7 +18,8 @@ IDLE_S = 20.0
 IDLE_MIN_S = 8.0
 SILENCE_S = 0.7
 UNANSWERED_S = 0.05  # what is sent this much later than the last receipt was no answer to it
-BUSY_PACKETS_S = 2.5  # more than the pongs we owe a peer that probes us at the busy rate
+BUSY_PACKETS = 5  # in a window: more than the pongs we owe a peer that probes us at the busy rate
+WINDOW_S = 2.0
 BUSY_HOLD_S = 4.0
 DEAD_PROBES = 3
 DEAD_S = 1.2
@@ -30,6 +31,7 @@ class Health:
 
     idle_s: float = IDLE_S
     busy_until: float = NEVER
+    suspect_until: float = NEVER  # the network changed: fewer missing answers are enough
     _at: float = NEVER
     _packets: int = 0
     _probes: int = 0
@@ -45,23 +47,25 @@ class Health:
     def traffic(self, now: float, last_recv: float, last_send: float, packets_sent: int) -> bool:
         """Takes the peer's counters (seconds on the clock of `now`; NEVER if nothing was). True: probe now,
         the peer is silent."""
-        elapsed = now - self._at
-        if elapsed > 0.2:
-            rate = (packets_sent - self._packets - self._probes) / min(elapsed, 10.0)
-            if self._at > NEVER and rate > BUSY_PACKETS_S:
-                self.busy_until = now + BUSY_HOLD_S
+        if packets_sent - self._packets - self._probes > BUSY_PACKETS and self._at > NEVER:
+            self.busy_until = now + BUSY_HOLD_S
+            self._at = NEVER
+        if now - self._at >= WINDOW_S:
             self._at, self._packets, self._probes = now, packets_sent, 0
         return last_send > last_recv + UNANSWERED_S and now - last_recv > SILENCE_S
 
     def next_probe(self, path: Candidate, now: float) -> float:
         """When the active path is to be probed next."""
         if path.waiting:
-            return path.last_sent + max(0.25, min(0.6, path.timeout()))
+            fast = 0.1 if now < self.suspect_until else 0.25
+            return path.last_sent + max(fast, min(0.6, path.timeout() if fast > 0.1 else path.srtt or 0.1))
         return max(path.last_sent, path.last_pong) + (BUSY_S if self.busy(now) else self.idle_s)
 
     def is_dead(self, path: Candidate, now: float) -> bool:
         """Several probes in a row, over more than a second, brought nothing."""
         since = path.unanswered_since()
+        if since is not None and now < self.suspect_until and len(path.waiting) > 1:
+            return now - since >= 0.1 + 2 * (path.srtt or 0.1)
         if since is None or len(path.waiting) < DEAD_PROBES:
             return False
         return now - since >= min(2.5, DEAD_S + 2 * (path.srtt or 0.0))

@@ -16,7 +16,7 @@ racing    direct answers             direct
 racing    time over, relay answers   relayed
 racing    time over, nothing         lost
 direct    active path goes silent    racing   (the relay carries meanwhile)
-relayed   direct answers             direct   (tried again at 1, 2, 4 .. 60 s and on every event)
+relayed   direct answers             direct   (tried again after 1, 2, 4 .. 45 s and on every event)
 relayed   relay goes silent          lost
 lost      anything answers           direct or relayed
 any       session gone               opening if wanted, else idle
@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 
 from pilot.traversal.candidates import NEVER, Candidate, CandidateSet, Source, Tier, better
 from pilot.traversal.decisions import RELAY, Addr, Step
-from pilot.traversal.health import Health
+from pilot.traversal.health import IDLE_S, Health
 from pilot.traversal.nat import NatType, Scope, scope, show
 from pilot.traversal.path_actions import (
     AskAddresses,
@@ -51,7 +51,8 @@ OPENING_PUNCH_S = (0.0, 1.0, 3.0, 7.0)
 RACE_S = 1.0  # plus three round trips of the relay
 RACE_MAX_S = 4.0
 RELAY_GRACE_S = 0.05  # a direct answer is under way: not worth a detour
-RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # the last one repeats
+SUSPECT_S = 3.0  # after a network change
+RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 45.0)  # the last one repeats
 
 
 class PathMachine:
@@ -248,10 +249,8 @@ class PathMachine:
         candidate = self._ways.add(addr, False, Source.OBSERVED, now)
         if not candidate or candidate.fresh(now, 10.0):
             return
-        if self.active is None:
-            self.active = candidate  # the data plane answers there already
         candidate.burst((0.0, 0.25), now)
-        if self.active is not candidate and not self.active.relay:
+        if self.active and self.active is not candidate and not self.active.relay:
             self.active.burst((0.0,), now)  # which of the two still answers?
 
     def hint(self, addr: Addr, now: float) -> None:
@@ -283,12 +282,16 @@ class PathMachine:
             if c.addr[0] == addr[0] and not c.answered:
                 c.punched = True
         self._out.append(PunchTo(addr))
+        if self._retry_at is not None and not self.awaits_punch(now):
+            # The peer's attempt is as good as our own; the factor keeps the two from falling into step.
+            self._retry_at = max(self._retry_at, now + 1.25 * self._retry_gap)
         if not self.session:
             self._out.append(ExchangeAgain())
         elif candidate and not candidate.fresh(now, 1.0):
             relay = self._ways.best_relay()
             gap = min(0.3, max(0.03, relay.srtt / 2 if relay and relay.srtt else 0.08))
-            candidate.burst((0.0, gap, 2.5 * gap, 5 * gap), now)
+            steps = (0.0, gap, 2.5 * gap, 5 * gap) if self._race_from is not None else (0.0, 2.5 * gap)
+            candidate.burst(steps, now)
 
     def pong(self, token: int, relayed: bool, rtt: float, now: float) -> None:
         """A probe of this machine was answered."""
@@ -321,7 +324,8 @@ class PathMachine:
         if not self.session:
             return
         self.story.tell(Step.NETWORK, "The network changed, trying all paths again", now)
-        self.health.idle_s = Health().idle_s
+        self.health.idle_s = IDLE_S
+        self.health.suspect_until = now + SUSPECT_S
         self._asked_at = NEVER
         self._start_race(now, first=False)
 
@@ -426,6 +430,10 @@ class PathMachine:
             self.lost_at = now
         self._retry_at = now + RETRY_S[0]
 
+    @property
+    def _retry_gap(self) -> float:
+        return RETRY_S[min(self._retries, len(RETRY_S) - 1)]
+
     def _retry(self, now: float) -> None:
         """Cheap and for ever: the next attempt at something better than what there is."""
         self._retry_at = None
@@ -433,11 +441,9 @@ class PathMachine:
         if self.phase is Phase.DIRECT or (self.relay_only and not lost):
             return
         self._retries += 1
-        self._retry_at = now + RETRY_S[min(self._retries, len(RETRY_S) - 1)]
+        self._retry_at = now + self._retry_gap
         for candidate in self._ways:
-            if not candidate.relay:
-                candidate.burst((0.0, 0.2), now)
-            elif lost:
+            if not candidate.relay or lost:
                 candidate.burst((0.0,), now)
         self._plan_punches((0.0,), now)
         if lost or self._retries % 4 == 0:

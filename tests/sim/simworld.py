@@ -235,8 +235,17 @@ class SimNode:
                     self._on_event(event)
             due = self.paths.deadline()
             if not events and not out and not (due is not None and due <= now):
+                self._check()
                 return
         raise AssertionError(f"node {self.number} does not come to rest (seed {self.world.seed})")
+
+    def _check(self) -> None:
+        """The data plane sends where the machine says, whenever that has an opinion."""
+        for node in self.paths.nodes():
+            machine = self.paths.machine(node)
+            info = self.engine.peer_info(node)
+            if machine and machine.session and machine.active and info:
+                assert (info["path"], info["relay"]) == (machine.active.addr, machine.active.relay)
 
     def _on_event(self, event: Event) -> None:
         conn = event.conn

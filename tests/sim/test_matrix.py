@@ -1,0 +1,78 @@
+"""Every pair of NATs connects, by the best tier that theory allows, and fast."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from simworld import SimNode, World
+
+from pilot.traversal.path_actions import Phase
+
+KINDS = ["none", "full_cone", "restricted", "port_restricted", "symmetric", "double"]
+FILTERS_BY_PORT = {"port_restricted", "double", "symmetric"}
+RTT_S = 0.041  # two access links of 10 ms each way, and the beacon
+TEXT = b"the quick brown agent " * 400
+
+
+def best_is_direct(a: str, b: str) -> bool:
+    """Punching fails only if one side maps per destination and the other filters by port."""
+    return not ((a == "symmetric" and b in FILTERS_BY_PORT) or (b == "symmetric" and a in FILTERS_BY_PORT))
+
+
+def talk(world: World, a: SimNode, b: SimNode, limit_s: float = 10.0) -> float:
+    """Dials and sends; returns the seconds from the dial to the first byte at the other side."""
+    start = world.now_ns
+    conn = a.dial(b)
+    assert world.run(limit_s, lambda: conn in a.open), f"no connection, seed {world.seed}"
+    a.send(conn, TEXT)
+    assert world.run(limit_s, lambda: b.received(a) == TEXT), f"bytes missing, seed {world.seed}"
+    first = min(i.at_ns[0] for i in b.inboxes.values() if i.node == a.number and i.at_ns)
+    return (first - start) / 1e9
+
+
+@pytest.mark.parametrize(("a_kind", "b_kind"), list(itertools.combinations_with_replacement(KINDS, 2)))
+@pytest.mark.parametrize("seed", range(3))
+def test_best_tier(a_kind: str, b_kind: str, seed: int) -> None:
+    world = World(seed)
+    a, b = world.pair(a_kind, b_kind)
+    if seed % 2:
+        a, b = b, a
+    world.run(1.0)
+    start = world.now
+    first_byte = talk(world, a, b)
+    assert first_byte <= 4 * RTT_S + 0.020, f"{first_byte=}"
+    direct = best_is_direct(a_kind, b_kind)
+    wanted = Phase.DIRECT if direct else Phase.RELAYED
+    reached = world.run(20.0, lambda: a.machine(b).phase is wanted and b.machine(a).phase is wanted)
+    assert reached, f"{a.machine(b).phase} {b.machine(a).phase}"
+    if direct:
+        assert world.now - start < 1.0
+    world.run(60.0)
+    assert a.machine(b).phase is wanted and b.machine(a).phase is wanted
+    assert talk_again(world, a, b)
+
+
+def talk_again(world: World, a: SimNode, b: SimNode) -> bool:
+    before = len(b.received(a))
+    conn = b.dial(a)
+    assert world.run(5.0, lambda: conn in b.open)
+    b.send(conn, TEXT)
+    assert world.run(5.0, lambda: a.received(b) == TEXT)
+    return len(b.received(a)) == before
+
+
+@pytest.mark.parametrize(
+    ("a_kind", "b_kind"), [("port_restricted", "restricted"), ("symmetric", "symmetric")]
+)
+@pytest.mark.parametrize("seed", range(6))
+def test_loss(a_kind: str, b_kind: str, seed: int) -> None:
+    """One packet in ten is lost on each link: slower, but the same tier."""
+    world = World(seed)
+    a, b = world.pair(a_kind, b_kind)
+    a.link.loss = b.link.loss = 0.1
+    a.link.jitter_s = b.link.jitter_s = 0.005
+    world.run(3.0)
+    talk(world, a, b, limit_s=30.0)
+    wanted = Phase.DIRECT if best_is_direct(a_kind, b_kind) else Phase.RELAYED
+    assert world.run(30.0, lambda: a.machine(b).phase is wanted and b.machine(a).phase is wanted)
