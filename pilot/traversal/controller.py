@@ -16,8 +16,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pilot.wire.frames import Capabilities
-
 from pilot._core import EngineBase, Event
 from pilot.errors import PilotError
 from pilot.traversal import discovery as disc
@@ -30,6 +28,7 @@ from pilot.traversal.path_actions import Phase
 from pilot.traversal.peer_paths import PeerPaths
 from pilot.tunnel.exchange import KeyExchange
 from pilot.tunnel.own_key import Identity
+from pilot.wire.frames import Capabilities
 
 log = logging.getLogger("pilot.traversal")
 

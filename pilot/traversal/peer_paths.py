@@ -14,9 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pilot.wire import beacon as wire
-from pilot.wire.frames import PILP
-
 from pilot._core import (
     EV_BEACON,
     EV_FRAME,
@@ -43,6 +40,8 @@ from pilot.tunnel import proof
 from pilot.tunnel.deadlines import Deadlines
 from pilot.tunnel.exchange import WANT_S, KeyExchange
 from pilot.tunnel.limits import RateLimit
+from pilot.wire import beacon as wire
+from pilot.wire.frames import PILP
 
 SWEEP_S = 0.5
 SWEEP_PEERS = 4000  # beyond this many peers the sweep slows down in proportion

@@ -18,8 +18,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pilot.wire.frames import Capabilities, Pila, Pilk, parse_pila, parse_pilk
-
 from pilot.tunnel import proof
 from pilot.tunnel.actions import (
     Action,
@@ -37,6 +35,7 @@ from pilot.tunnel.deadlines import Deadlines
 from pilot.tunnel.limits import RateLimit
 from pilot.tunnel.own_key import Identity, OwnKey
 from pilot.tunnel.records import FOR_EVER, FRAMES_PER_S, NEVER, PeerRecord, PeerTable, Session
+from pilot.wire.frames import Capabilities, Pila, Pilk, parse_pila, parse_pilk
 
 WANT_S = 30.0  # how long one request for a session is worth repeating
 RESEND_S = (1.0, 2.0, 4.0)  # the last one repeats

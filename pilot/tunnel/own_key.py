@@ -6,6 +6,7 @@ import hashlib
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from pilot.wire.frames import Capabilities, build_pila, build_pilk
 from pilot.wire.keys import tunnel_key
 

@@ -6,9 +6,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pilot.wire.frames import Capabilities
-
 from pilot.tunnel.actions import Addr
+from pilot.wire.frames import Capabilities
 
 FRAMES_PER_S = 5  # exchange frames to one peer, per route: what other implementations accept
 MAX_RECORDS = 65536  # as many as the data plane has peers
