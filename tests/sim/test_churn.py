@@ -57,8 +57,17 @@ class Trouble:
 
     def strike(self) -> None:
         what = self.rng.choice(
-            ["restart", "router", "move", "beacon restart", "beacon down", "cut", "one-way", "registry",
-            "loss"]
+            [
+                "restart",
+                "router",
+                "move",
+                "beacon restart",
+                "beacon down",
+                "cut",
+                "one-way",
+                "registry",
+                "loss",
+            ]
         )
         node = self.rng.choice(list(self.world.nodes.values()))
         lasts = self.rng.uniform(1, 15)
@@ -157,12 +166,12 @@ def test_churn(seed: int) -> None:
             pair.tend()
         world.run(0.25)
     stuck = [
-        f"{p.a.number}-{p.b.number} {p.a.machine(p.b).phase.value}/{p.b.machine(p.a).phase.value}" for p in
-        pairs if not best(p)
+        f"{p.a.number}-{p.b.number} {p.a.machine(p.b).phase.value}/{p.b.machine(p.a).phase.value}"
+        for p in pairs
+        if not best(p)
     ]
     assert not stuck, f"{context}: {stuck} after {trouble.log}"
-    assert world.run(20.0, lambda: all(p.intact() for p in pairs)), f"{context}: bytes missing after
-    {trouble.log}"
+    assert world.run(20.0, lambda: all(p.intact() for p in pairs)), f"{context}: bytes missing, {trouble.log}"
     before = world.sent
     world.run(120.0)
     assert (world.sent - before) / 2 / len(nodes) < 60 * len(nodes), f"{context}: not quiet"
