@@ -1,0 +1,171 @@
+"""Own endpoint and beacons, on virtual time."""
+
+from __future__ import annotations
+
+from pilot.traversal.discovery import (
+    BeaconsChanged,
+    Discovery,
+    EndpointChanged,
+    NatChanged,
+    ResolveBeacons,
+    SendDiscover,
+)
+from pilot.traversal.nat import NatType
+
+ONE, TWO = ("198.51.100.1", 9001), ("198.51.100.2", 9001)
+OUTSIDE = ("203.0.113.7", 41000)
+
+
+def run(machine: Discovery, until: float, now: float = 0.0) -> list[tuple[float, SendDiscover]]:
+    """Lets time pass; returns the questions with their times."""
+    sent = []
+    while (at := machine.deadline()) is not None and at <= until:
+        now = max(now, at)
+        machine.tick(now)
+        sent += [(now, a) for a in machine.take() if isinstance(a, SendDiscover)]
+    return sent
+
+
+def started(*beacons: tuple[str, int]) -> Discovery:
+    machine = Discovery()
+    machine.set_beacons(beacons, 0.0)
+    machine.take()
+    machine.tick(0.0)
+    return machine
+
+
+def test_question_answer_keepalive() -> None:
+    machine = started(ONE)
+    assert SendDiscover(ONE, 0) in machine.take()
+    machine.reply(ONE, OUTSIDE, 0.03)
+    news = machine.take()
+    assert EndpointChanged(None, OUTSIDE) in news and BeaconsChanged() in news
+    assert machine.usable() == [(ONE, 0.03)]
+    machine.set_node(8, 1.0)
+    assert run(machine, 1.0) == [(1.0, SendDiscover(ONE, 8))], "the beacon learns the number at once"
+    machine.reply(ONE, OUTSIDE, 1.03)
+    assert [t for t, _ in run(machine, 22.0)] == [21.03, 21.28, 21.78], (
+        "every 20 s, then asked again until it answers"
+    )
+
+
+def test_silent_beacon() -> None:
+    machine = started(ONE, TWO)
+    machine.take()
+    machine.reply(TWO, OUTSIDE, 0.01)
+    times = [t for t, a in run(machine, 60.0) if a.beacon == ONE]
+    gaps = [round(b - a, 3) for a, b in zip([0.0, *times], times, strict=False)]
+    assert gaps[:7] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0] and set(gaps[7:]) == {15.0}
+
+
+def test_beacon_dies_and_comes_back() -> None:
+    machine = started(ONE, TWO)
+    for beacon in (ONE, TWO):
+        machine.reply(beacon, OUTSIDE, 0.02)
+    machine.take()
+    run(machine, 20.0)
+    now = 20.02
+    died = None
+    while died is None and now < 30:
+        machine.tick(now)
+        machine.reply(TWO, OUTSIDE, now + 0.001)
+        if any(isinstance(a, BeaconsChanged) for a in machine.take()) and [
+            a for a, _ in machine.usable()
+        ] == [TWO]:
+            died = now
+        now += 0.05
+    assert died is not None and died - 20.02 < 2.5
+    machine.reply(ONE, OUTSIDE, now)
+    assert {a for a, _ in machine.usable()} == {ONE, TWO}
+
+
+def test_names_are_resolved_again_when_nothing_answers() -> None:
+    machine = started(ONE)
+    asked = []
+    now = 0.0
+    while now < 100:
+        machine.tick(now)
+        asked += [now for a in machine.take() if isinstance(a, ResolveBeacons)]
+        now += 0.5
+    assert 10 <= asked[0] <= 20 and 2 <= len(asked) <= 4
+
+
+def test_forged_and_late_replies_are_ignored() -> None:
+    machine = started(ONE)
+    machine.take()
+    machine.reply(TWO, ("192.0.2.66", 1), 0.01)
+    machine.reply(("198.51.100.1", 9002), ("192.0.2.66", 1), 0.01)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    assert machine.endpoint == OUTSIDE
+    machine.reply(ONE, ("192.0.2.66", 1), 12.0)
+    assert machine.endpoint == OUTSIDE, "nothing was asked in the last five seconds"
+
+
+def test_endpoint_change() -> None:
+    machine = started(ONE)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    machine.take()
+    machine.check(5.0)
+    machine.tick(5.0)
+    machine.reply(ONE, ("203.0.113.99", 7), 5.02)
+    assert EndpointChanged(OUTSIDE, ("203.0.113.99", 7)) in machine.take()
+
+
+def test_check_asks_at_most_once_a_second() -> None:
+    machine = started(ONE)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    machine.take()
+    sent = 0
+    for i in range(50):
+        machine.check(5.0 + i * 0.1)
+        machine.tick(5.0 + i * 0.1)
+        machine.reply(ONE, OUTSIDE, 5.0 + i * 0.1)
+        sent += sum(isinstance(a, SendDiscover) for a in machine.take())
+    assert sent == 5
+
+
+def test_nat_classes_that_replies_can_show() -> None:
+    machine = started(ONE)
+    machine.set_local(["203.0.113.7", "127.0.0.1"], 41000)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    assert NatChanged(NatType.OPEN) in machine.take()
+
+    machine = started(ONE)
+    machine.set_local(["192.168.1.2"], 4000)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    assert machine.nat is NatType.UNKNOWN, "one observer cannot tell"
+
+    machine = started(ONE, TWO)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    machine.reply(TWO, ("203.0.113.7", 41001), 0.02)
+    assert machine.nat is NatType.SYMMETRIC
+
+    machine = started(ONE, TWO)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    machine.reply(TWO, OUTSIDE, 0.02)
+    assert machine.nat is NatType.UNKNOWN, "filtering is not known"
+
+    machine = started(("192.168.1.1", 9001), ONE)
+    machine.reply(("192.168.1.1", 9001), ("192.168.1.2", 4000), 0.01)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    assert machine.nat is NatType.UNKNOWN, "a beacon inside the NAT sees another address without any symmetry"
+
+
+def test_fixed_endpoint() -> None:
+    machine = Discovery(fixed=("192.0.2.1", 4000))
+    machine.set_beacons([ONE], 0.0)
+    machine.tick(0.0)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    assert machine.endpoint == ("192.0.2.1", 4000)
+    assert not [a for a in machine.take() if isinstance(a, EndpointChanged)]
+    assert machine.usable()[0][0] == ONE, "it is registered at the beacon all the same"
+
+
+def test_replaced_beacons() -> None:
+    machine = started(ONE, TWO)
+    machine.reply(TWO, OUTSIDE, 0.02)
+    machine.set_beacons([TWO, ("198.51.100.3", 9001)], 1.0)
+    assert [b.addr for b in machine.beacons()] == [TWO, ("198.51.100.3", 9001)]
+    assert machine.usable() == [(TWO, 0.02)]
+    machine.set_beacons([(f"198.51.100.{i}", 9001) for i in range(1, 40)], 2.0)
+    assert len(machine.beacons()) == 16
