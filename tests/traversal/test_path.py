@@ -244,7 +244,7 @@ def test_event_driven_retry() -> None:
 
 
 def test_foreign_peer_answers_through_the_beacon_first() -> None:
-    """Other implementations answer relayed until they have seen three direct frames: the probes go on, then the path counts."""
+    """Other implementations answer relayed until they saw three direct frames: the probes go on until then."""
     d = Driver()
     d.answers[(BEACON, True)] = 0.04
     d.start()
@@ -310,7 +310,7 @@ def test_nothing_answers() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_random_input_never_spins_or_grows(seed: int) -> None:
-    """Any sequence of inputs: the deadline moves on, tables stay bounded, the path is one that answered or the relay."""
+    """Any sequence of inputs: the deadline moves on, tables stay bounded, relay-only stays on the relay."""
     rng = random.Random(seed)
     d = Driver(relay=rng.random() < 0.8)
     m = d.machine

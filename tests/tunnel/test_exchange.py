@@ -1,4 +1,4 @@
-"""Key exchange rules, one by one (transport.md 3.3, 3.6, 3.7). Two machines on virtual time, frames carried by hand."""
+"""Key exchange rules, one by one (transport.md 3.3, 3.6, 3.7), on virtual time, frames carried by hand."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_unproved_key_is_withdrawn_and_remembered(a: Side, b: Side) -> None:
     assert not withdrawn.pending and withdrawn.key_id != install.key_id
     a.machine.frame(old.pila(), ADDR_B, False, 0, 20.0)
     assert not a.take(act.InstallKey) and live.stats.stale_key == 2
-    # Without traffic under the live key nobody can tell which of the two is the old one: it gets another chance.
+    # Without traffic under the live key nobody can tell which of the two is the old one: another chance.
     other = Side(B, 2, process=2)
     a.machine.frame(other.pila(), ADDR_B, False, 0, 30.0)
     a.take(object)
