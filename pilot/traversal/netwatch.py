@@ -1,7 +1,7 @@
 """Notices that the network changed or that the host slept.
 
-Addresses, links and default routes: the kernel tells (rtnetlink). Sleep: the clock that counts it (CLOCK_BOOTTIME) ran ahead of
-the one that does not (CLOCK_MONOTONIC). On systems without these the addresses are compared from time to time.
+Addresses, links and default routes: the kernel tells (rtnetlink). Sleep: the clock that counts it (CLOCK_BOOTTIME)
+ran ahead of the one that does not (CLOCK_MONOTONIC). Elsewhere the addresses are compared from time to time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ SETTLE_S = 0.1  # one change arrives as a volley of messages
 _NETLINK_ROUTE = 0
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # link, IPv4 address, IPv4 route, IPv6 address, IPv6 route
 _NEWLINK, _DELLINK = 16, 17
-_LINK_FLAGS = (
-    0x1 | 0x40 | 0x10000
-)  # up, running, carrier: other news of a link (statistics, wireless scans) mean nothing
+_LINK_FLAGS = 0x1 | 0x40 | 0x10000  # up, running, carrier: statistics and wireless scans mean nothing
 _ADDR = {20, 21}  # RTM_NEWADDR, RTM_DELADDR
 _ROUTE = {24, 25}  # RTM_NEWROUTE, RTM_DELROUTE
 _HEADER = struct.Struct("=IHHII")

@@ -244,7 +244,7 @@ def test_event_driven_retry() -> None:
 
 
 def test_foreign_peer_answers_through_the_beacon_first() -> None:
-    """Other implementations answer relayed until they saw three direct frames: the probes go on until then."""
+    """Other implementations answer relayed until three direct frames came: the probes go on until then."""
     d = Driver()
     d.answers[(BEACON, True)] = 0.04
     d.start()
