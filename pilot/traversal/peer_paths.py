@@ -192,14 +192,14 @@ class PeerPaths:
         elif kind == EV_PEER_WANTED:
             self.want(event.node, now)
         elif kind == EV_NO_SESSION and event.addr:
-            self._session_gone(event.node, now)
-            self.exchange.no_session(event.node, event.addr, event.relayed, now)
+            self._on_no_session(event.node, event.addr, event.relayed, now)
         elif kind == EV_SESSION_PROVED:
             self._on_proved(event.node, event.a, now)
         elif kind == EV_SESSION_BROKEN:
             self.exchange.broken(event.node, now)
         elif kind == EV_PATH_SEEN and event.addr:
-            self._touch(event.node, now).seen(event.addr, event.relayed, now)
+            if self.exchange.has_session(event.node):
+                self._touch(event.node, now).seen(event.addr, event.relayed, now)
         elif kind == EV_PONG:
             machine = self._machines.get(event.node)
             if not event.a & TOKEN_BIT:
@@ -355,7 +355,16 @@ class PeerPaths:
             self._punches.remove(punch)
             machine.punch_command(punch[0], now)
 
+    def _on_no_session(self, node: int, addr: Addr, relayed: bool, now: float) -> None:
+        info = self._plane.peer_info(node)
+        if info and info["session"]:
+            return  # the key arrived between the frame and this event
+        self._session_gone(node, now)
+        self.exchange.no_session(node, addr, relayed, now)
+
     def _on_proved(self, node: int, key_id: int, now: float) -> None:
+        if not self.exchange.has_session(node):
+            return  # forgotten meanwhile
         machine = self._touch(node, now)
         pending = self.exchange.is_pending(node, key_id)
         self.exchange.proved(node, key_id, now)

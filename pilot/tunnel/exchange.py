@@ -214,11 +214,10 @@ class KeyExchange:
             self._restate(peer, addr, relayed, now)
 
     def no_session(self, node: int, addr: Addr, relayed: bool, now: float) -> None:
-        """The data plane got an encrypted frame of `node` and has no key for it."""
+        """The data plane got an encrypted frame of `node` and has no key for it (see also session_gone)."""
         if not self._own or node in (0, self._node):
             return
         peer = self._peers.get(node)
-        self.session_gone(node)
         if now - peer.hinted_at < NO_SESSION_EVERY_S:
             return
         peer.hinted_at = now
