@@ -8,7 +8,6 @@
 
 #include "pl.h"
 #include "udp.h"
-#include <sys/uio.h>
 
 typedef struct pl_relay_cfg {
   uint32_t max_nodes;            /* 500000 */
@@ -24,29 +23,42 @@ typedef struct pl_relay pl_relay;
 pl_relay *pl_relay_new(const pl_relay_cfg *cfg, uint64_t now_ns);
 void pl_relay_free(pl_relay *r);
 
-/* One sendmsg: `seg` != 0 means the iovecs hold datagrams of `seg` bytes (last may be shorter), one datagram per iovec. */
-typedef struct pl_relay_send {
-  pl_addr to;
-  struct iovec *iov;
-  unsigned n_iov;
-  uint32_t seg;
-} pl_relay_send;
+/* One sendmsg: one iovec per datagram; with more than one, all are of `seg` bytes but the last, which may be shorter. `from` is the
+ * beacon's address that the receiver knows. */
+typedef pl_udp_msg pl_relay_send;
 
-/* Handles a batch; replies and forwards are appended to the internal list, read it with pl_relay_sends until the next input. Rewrites heads in place. */
+/* Handles a batch; replies and forwards make up a new list, read it with pl_relay_sends until the next input. Rewrites heads in place.
+ * Datagrams to one destination keep their order. Takes at most PL_RELAY_BATCH datagrams; the rest is dropped and counted (the kernel
+ * never delivers that many). */
+#define PL_RELAY_BATCH 4096u
 void pl_relay_input(pl_relay *r, pl_rx *batch, unsigned n, uint64_t now_ns);
 unsigned pl_relay_sends(pl_relay *r, const pl_relay_send **out);
 void pl_relay_expire(pl_relay *r, uint64_t now_ns); /* call about once a second; O(expired) amortised */
 
-/* Peer beacons: addresses allowed to send 0x07 and forwarded 0x05; a 0x05 from one of them is never forwarded to another. */
+/* Peer beacons: addresses allowed to send 0x07 and forwarded 0x05; a 0x05 from one of them is never forwarded to another. Replaces the
+ * set; routes through peers that stay are kept, a peer silent for 90 s loses its own. At most PL_RELAY_PEERS, the rest is ignored. */
+#define PL_RELAY_PEERS 256u
 void pl_relay_set_peers(pl_relay *r, const pl_addr *peers, unsigned n);
-/* Local node ids for gossip; copies up to cap, returns the count. */
+/* Local node ids for gossip; copies up to cap, returns the number copied. Left out are nodes silent for claim_ttl_ns: they may have moved to
+ * another beacon, whose own announcement then stands alone. */
 size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap);
 bool pl_relay_lookup(const pl_relay *r, uint32_t node, pl_addr *out);
-/* The registry vouches that `node` is at IP `addr` (port ignored): a claim from it is believed at once. family 0 = node unknown to the registry. */
+/* The beacon's own address that the node sends to; family 0 if unknown. False as pl_relay_lookup. */
+bool pl_relay_lookup_local(const pl_relay *r, uint32_t node, pl_addr *out);
+/* The registry vouches that `node` is at IP `addr` (port ignored): a claim from it is believed at once, and it finds
+ * room in a full table. family 0 = node unknown to the registry: takes the word back. PL_ELIMIT beyond max_nodes, PL_ENOMEM. */
 int pl_relay_vouch(pl_relay *r, uint32_t node, const pl_addr *addr, uint64_t now_ns);
 
 typedef struct pl_relay_stats {
-  uint64_t discovers, punches, relayed, relayed_bytes, forwarded, not_found, spoofed, limited, bad, sync;
+  uint64_t discovers;      /* 0x01 and 0x08 answered */
+  uint64_t punches;        /* pairs of 0x04 sent */
+  uint64_t relayed, relayed_bytes; /* delivered to a node; payload bytes */
+  uint64_t forwarded;      /* passed on to a peer beacon */
+  uint64_t not_found;      /* relay or punch target unknown */
+  uint64_t spoofed;        /* 0x05 not from its sender's address, an id claimed from elsewhere, 0x07 from a stranger */
+  uint64_t limited;        /* over a rate, or no room in the table */
+  uint64_t bad;            /* short or of a type that a beacon does not take */
+  uint64_t sync;
   uint32_t nodes, routes;
 } pl_relay_stats;
 void pl_relay_get_stats(const pl_relay *r, pl_relay_stats *out);
@@ -60,7 +72,10 @@ void pl_relay_loop_free(pl_relay_loop *l);
 pl_relay *pl_relay_loop_lock(pl_relay_loop *l, uint64_t *now_ns);
 void pl_relay_loop_unlock(pl_relay_loop *l);
 void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out);
-/* Sends one datagram from the beacon socket (gossip, notify). */
+/* Sends one datagram from the beacon socket (gossip). PL_OK or PL_EIO with errno. */
 int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len);
+/* The same to a node in the table, from the very address the node knows (notify: beacon.md 1, source pinning). With the lock held.
+ * PL_ENOENT if the node is not there. */
+int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len);
 
 #endif

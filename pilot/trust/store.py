@@ -1,6 +1,8 @@
 """Who this node trusts, who asked, who was sent away: `trust.json` (services.md section 2, "Persistence").
 
-Both generations of the file are read; the later one is written, mode 0600, atomically. A trusted entry
+Both generations of the file are read; the later one is written, mode 0600, atomically, with our own open
+requests
+under `requested`, which other implementations ignore. A trusted entry
 pins the peer's
 key: once known it never changes without a revocation.
 """
@@ -22,6 +24,7 @@ from pilot.services.files import write_atomic
 MAX_BYTES = 64 << 20
 MAX_TRUSTED = 65536
 MAX_PENDING = 256
+MAX_REQUESTED = 1024
 PENDING_S = 30 * 86400.0
 
 
@@ -48,14 +51,13 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class TrustStore:
-    """The three tables and their file. `path` None: memory only. Changes are kept on `save`."""
+    """The tables and their file. `path` None: memory only. Changes are kept on `save`."""
 
     path: Path | None = None
     trusted: dict[int, TrustedPeer] = field(default_factory=dict)
     pending: dict[int, PendingRequest] = field(default_factory=dict)
-    revoked: dict[int, float] = field(
-        default_factory=dict
-    )  # node -> Unix time until which its accepts are ignored
+    revoked: dict[int, float] = field(default_factory=dict)  # node: ignore its accepts until (Unix time)
+    requested: dict[int, float] = field(default_factory=dict)  # node: when we asked for its trust
 
     def is_trusted(self, node: int) -> bool:
         return node in self.trusted
@@ -82,6 +84,8 @@ class TrustStore:
             data["pending"] = [_pending_row(p) for p in self.pending.values()]
         if self.revoked:
             data["revoked"] = [{"node_id": n, "until": _rfc3339(t)} for n, t in self.revoked.items()]
+        if self.requested:
+            data["requested"] = [{"node_id": n, "sent_at": _rfc3339(t)} for n, t in self.requested.items()]
         return json.dumps(data, indent=2)
 
     @classmethod
@@ -121,6 +125,7 @@ class TrustStore:
             ("trusted", MAX_TRUSTED, self._read_trusted),
             ("pending", MAX_PENDING, self._read_pending),
             ("revoked", MAX_TRUSTED, self._read_revoked),
+            ("requested", MAX_REQUESTED, self._read_requested),
         ):
             rows = data.get(name)
             bad = 0 if rows is None or isinstance(rows, list) else 1
@@ -154,6 +159,9 @@ class TrustStore:
 
     def _read_revoked(self, row: dict[str, Any]) -> None:
         self.revoked[_node(row["node_id"])] = _unix(row["until"])
+
+    def _read_requested(self, row: dict[str, Any]) -> None:
+        self.requested[_node(row["node_id"])] = _unix(row["sent_at"])
 
 
 def _trusted_row(p: TrustedPeer) -> dict[str, Any]:

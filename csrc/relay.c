@@ -1,0 +1,289 @@
+/* Beacon messages in, sends out: discover, punch, relay, sync (beacon.md sections 3, 6, 7). relay_table.c knows who is where.
+ *
+ * A relayed datagram is never copied: its 9-byte head becomes a 5-byte one in place, and its iovec starts 4 bytes later. Datagrams for
+ * one destination that agree in size are collected into runs, which leave as one UDP_SEGMENT send each.
+ * Hardening beyond the published beacons: id 0 is never stored; the sender of a 0x05 must be at its table entry; a 0x05 from a peer beacon is
+ * never forwarded again; 0x07 only from peers; punch requests are limited per node and per address. */
+#include "relay_internal.h"
+
+#include <stdlib.h>
+
+#include "wire.h"
+
+void pl_relay_cfg_default(pl_relay_cfg *cfg) {
+  memset(cfg, 0, sizeof *cfg);
+  cfg->max_nodes = 500000;
+  cfg->node_ttl_ns = 600 * PL_NS_PER_S;
+  cfg->claim_ttl_ns = 130 * PL_NS_PER_S;
+  cfg->punch_rate = 5;
+}
+
+pl_relay *pl_relay_new(const pl_relay_cfg *cfg, uint64_t now_ns) {
+  pl_relay *r = calloc(1, sizeof *r);
+  if (!r) return NULL;
+  r->cfg = *cfg;
+  if (r->cfg.max_nodes == 0) r->cfg.max_nodes = 1;
+  /* Daemons of the published kind refresh their entry every 60 s, and only while they reach their registry. */
+  if (r->cfg.node_ttl_ns < 180 * PL_NS_PER_S) r->cfg.node_ttl_ns = 180 * PL_NS_PER_S;
+  r->now_ns = now_ns;
+  pl_map_init(&r->nodes, cfg->hash_seed);
+  pl_map_init(&r->peers, cfg->hash_seed + 1);
+  pl_map_init(&r->routes, cfg->hash_seed + 2);
+  r->punch_node = calloc(PL_RELAY_BUCKETS, sizeof *r->punch_node);
+  r->punch_ip = calloc(PL_RELAY_BUCKETS, sizeof *r->punch_ip);
+  r->out = malloc(PL_RELAY_OUT * sizeof *r->out);
+  r->runs = malloc(PL_RELAY_OUT * sizeof *r->runs);
+  r->iov = malloc(PL_RELAY_OUT * sizeof *r->iov);
+  r->sends = malloc(PL_RELAY_OUT * sizeof *r->sends);
+  r->replies = malloc(PL_RELAY_OUT * 20);
+  if (!r->punch_node || !r->punch_ip || !r->out || !r->runs || !r->iov || !r->sends || !r->replies) {
+    pl_relay_free(r);
+    return NULL;
+  }
+  return r;
+}
+
+void pl_relay_free(pl_relay *r) {
+  if (!r) return;
+  pl_relay_table_free(r);
+  free(r->punch_node);
+  free(r->punch_ip);
+  free(r->out);
+  free(r->runs);
+  free(r->iov);
+  free(r->sends);
+  free(r->replies);
+  free(r);
+}
+
+/* ---- output ---- */
+
+/* Queues one datagram. `slot` of the destination lets it join the run that is being built for it; NULL = on its own. */
+static void emit(pl_relay *r, const pl_addr *to, const pl_addr *from, pl_relay_slot *slot, uint8_t *p, uint32_t len) {
+  uint32_t at = r->n_runs;
+  if (slot && slot->batch == r->batch) {
+    pl_relay_run *run = &r->runs[slot->run];
+    if (!run->closed && len <= run->seg && run->n < PL_TX_RUN_SEGS && run->bytes + len <= PL_TX_RUN_BYTES) at = slot->run;
+  }
+  if (at == r->n_runs) {
+    r->runs[r->n_runs++] = (pl_relay_run){.to = *to, .from = *from, .seg = len};
+    if (slot) *slot = (pl_relay_slot){at, r->batch};
+  }
+  pl_relay_run *run = &r->runs[at];
+  run->n++;
+  run->bytes += len;
+  if (len < run->seg) run->closed = true;
+  r->out[r->n_out++] = (pl_relay_out){.iov = {p, len}, .run = at};
+}
+
+static void emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint) {
+  uint8_t *p = r->replies + 20 * (size_t)r->n_replies;
+  int len = pl_beacon_write_endpoint(p, type, endpoint);
+  if (len < 0) return;
+  r->n_replies++;
+  emit(r, to, from, NULL, p, (uint32_t)len);
+}
+
+/* Gives each run its stretch of the iovec array. */
+static void finish(pl_relay *r) {
+  unsigned at = 0;
+  for (unsigned i = 0; i < r->n_runs; i++) {
+    const pl_relay_run *run = &r->runs[i];
+    r->sends[i] = (pl_relay_send){.to = run->to, .from = run->from, .iov = r->iov + at, .seg = run->n > 1 ? run->seg : 0};
+    at += run->n;
+  }
+  for (unsigned i = 0; i < r->n_out; i++) {
+    pl_relay_send *s = &r->sends[r->out[i].run];
+    s->iov[s->n_iov++] = r->out[i].iov;
+  }
+  r->n_sends = r->n_runs;
+}
+
+unsigned pl_relay_sends(pl_relay *r, const pl_relay_send **out) {
+  *out = r->sends;
+  return r->n_sends;
+}
+
+/* ---- discover ---- */
+
+static void on_discover(pl_relay *r, const pl_rx *rx, uint32_t node, bool wants_dst) {
+  /* Id 0 is the start-up probe of a daemon that has no number yet. The reply never depends on the table. */
+  if (node) pl_relay_bind(r, node, &rx->from, &rx->local, wants_dst);
+  r->st.discovers++;
+  emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_DISCOVER_REPLY, &rx->from);
+}
+
+/* ---- punch ---- */
+
+static bool bucket_take(pl_relay_bucket *table, uint64_t key, double rate, uint64_t now_ns) {
+  /* Direct-mapped: a collision refills the slot, so strangers can at worst reset limits, never grow the table. */
+  pl_relay_bucket *b = &table[key % PL_RELAY_BUCKETS];
+  if (b->key != key || b->at_ns == 0) *b = (pl_relay_bucket){.key = key, .tokens = 2 * rate, .at_ns = now_ns};
+  if (now_ns > b->at_ns) {
+    b->tokens += (double)(now_ns - b->at_ns) * rate / 1e9;
+    if (b->tokens > 2 * rate) b->tokens = 2 * rate;
+    b->at_ns = now_ns;
+  }
+  if (b->tokens < 1) return false;
+  b->tokens -= 1;
+  return true;
+}
+
+static bool punch_allowed(pl_relay *r, const pl_addr *from, uint32_t node) {
+  pl_addr ip = *from;
+  ip.port = 0;
+  if (!bucket_take(r->punch_node, pl_relay_hash(r, &ip, (uint64_t)node << 8 | 1), r->cfg.punch_rate, r->now_ns)) return false;
+  if (ip.family == 6) memset(ip.ip + 8, 0, 8); /* a host owns a whole /64 */
+  return bucket_take(r->punch_ip, pl_relay_hash(r, &ip, 2), (double)r->cfg.punch_rate * PL_PUNCH_IP_FACTOR, r->now_ns);
+}
+
+static void on_punch(pl_relay *r, const pl_rx *rx, uint32_t requester, uint32_t target) {
+  if (requester == 0 || requester == target) {
+    r->st.bad++;
+    return;
+  }
+  if (!punch_allowed(r, &rx->from, requester)) {
+    r->st.limited++;
+    return;
+  }
+  if (!pl_relay_bind(r, requester, &rx->from, &rx->local, false)) return;
+  const pl_relay_node *t = pl_relay_find(r, target);
+  if (!t) {
+    r->st.not_found++;
+    return;
+  }
+  r->st.punches++;
+  emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_PUNCH_COMMAND, &t->addr);
+  emit_endpoint(r, &t->addr, &t->local, PL_BEACON_PUNCH_COMMAND, &rx->from);
+}
+
+/* ---- relay ---- */
+
+/* Fills the memo for a head. False: dropped and counted. */
+static bool route(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, const uint8_t *p) {
+  pl_relay_memo *m = &r->memo;
+  m->valid = false;
+  m->sender = NULL;
+  m->peer = NULL;
+  uint32_t dest = pl_get32(p + 5);
+  if (!via) {
+    m->sender = pl_relay_find(r, pl_get32(p + 1));
+    if (!m->sender || !pl_addr_eq(&m->sender->addr, &rx->from)) {
+      r->st.spoofed++;
+      return false;
+    }
+  }
+  m->node = pl_relay_find(r, dest);
+  /* A silent local entry gives way to a peer that announces the id: the node has moved there. */
+  if (!via && (!m->node || r->now_ns - m->node->seen_ns >= r->cfg.claim_ttl_ns)) {
+    m->peer = pl_map_get(&r->routes, dest);
+    if (m->peer) m->node = NULL;
+  }
+  memcpy(m->head, p, sizeof m->head);
+  m->valid = true;
+  return true;
+}
+
+static bool within_budget(const pl_relay *r, pl_relay_node *n, uint32_t len) {
+  double rate = (double)r->cfg.relay_bytes_per_s;
+  if (rate <= 0) return true;
+  n->tokens += (double)(r->now_ns - n->tokens_ns) * rate / 1e9;
+  if (n->tokens > rate) n->tokens = rate;
+  n->tokens_ns = r->now_ns;
+  if (n->tokens < len) return false;
+  n->tokens -= len;
+  return true;
+}
+
+static void on_relay(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, uint8_t *p, uint32_t len) {
+  pl_relay_memo *m = &r->memo;
+  if (!(m->valid && memcmp(m->head, p, sizeof m->head) == 0) && !route(r, rx, via, p)) return;
+  if (!m->node && !m->peer) {
+    r->st.not_found++;
+    return;
+  }
+  if (m->sender && !within_budget(r, m->sender, len)) {
+    r->st.limited++;
+    return;
+  }
+  if (m->peer) {
+    static const pl_addr any; /* peers are configured by address; the kernel's choice of ours is what they were told */
+    r->st.forwarded++;
+    emit(r, &m->peer->addr, &any, &m->peer->slot, p, len);
+    return;
+  }
+  r->st.relayed++;
+  r->st.relayed_bytes += len - PL_RELAY_HEAD;
+  pl_relay_node *n = m->node;
+  if (n->wants_dst) {
+    p[0] = PL_BEACON_DELIVER_DST;
+    emit(r, &n->addr, &n->local, &n->slot, p, len);
+    return;
+  }
+  uint8_t sender[4];
+  memcpy(sender, p + 1, 4);
+  p += PL_RELAY_HEAD - PL_DELIVER_HEAD;
+  p[0] = PL_BEACON_DELIVER;
+  memcpy(p + 1, sender, 4);
+  emit(r, &n->addr, &n->local, &n->slot, p, len - (PL_RELAY_HEAD - PL_DELIVER_HEAD));
+}
+
+/* ---- input ---- */
+
+static void on_datagram(pl_relay *r, const pl_rx *rx, pl_relay_peer *via, uint8_t *p, uint32_t len) {
+  switch (p[0]) {
+    case PL_BEACON_RELAY:
+      if (len < PL_RELAY_HEAD) break;
+      on_relay(r, rx, via, p, len);
+      return;
+    case PL_BEACON_DISCOVER:
+    case PL_BEACON_DISCOVER_DST:
+      if (len < 5) break;
+      on_discover(r, rx, pl_get32(p + 1), p[0] == PL_BEACON_DISCOVER_DST);
+      return;
+    case PL_BEACON_PUNCH_REQUEST:
+      if (len < 9) break;
+      on_punch(r, rx, pl_get32(p + 1), pl_get32(p + 5));
+      return;
+    case PL_BEACON_SYNC: {
+      if (len < 7) break;
+      uint32_t count = pl_get16(p + 5);
+      if (len < 7 + 4 * count) break;
+      if (via)
+        pl_relay_sync(r, via, p + 7, count);
+      else
+        r->st.spoofed++;
+      return;
+    }
+    default:
+      break;
+  }
+  r->st.bad++;
+}
+
+void pl_relay_input(pl_relay *r, pl_rx *batch, unsigned n, uint64_t now_ns) {
+  if (now_ns > r->now_ns) r->now_ns = now_ns;
+  r->batch++;
+  r->n_out = r->n_runs = r->n_replies = 0;
+  for (unsigned i = 0; i < n; i++) {
+    const pl_rx *rx = &batch[i];
+    pl_relay_peer *via = pl_relay_find_peer(r, &rx->from);
+    r->memo.valid = false;
+    uint32_t seg = rx->seg ? rx->seg : rx->len;
+    for (uint32_t off = 0; off < rx->len; off += seg) {
+      uint32_t left = rx->len - off;
+      if (r->n_out + 2 > PL_RELAY_OUT) {
+        r->st.limited += (left + seg - 1) / seg;
+        break;
+      }
+      on_datagram(r, rx, via, rx->data + off, left < seg ? left : seg);
+    }
+  }
+  finish(r);
+}
+
+void pl_relay_get_stats(const pl_relay *r, pl_relay_stats *out) {
+  *out = r->st;
+  out->nodes = r->n_bound;
+  out->routes = (uint32_t)r->routes.used;
+}

@@ -1,0 +1,106 @@
+/* Structures shared by relay.c (messages in, sends out) and relay_table.c (nodes, claims, peers, routes). */
+#ifndef PL_RELAY_INTERNAL_H
+#define PL_RELAY_INTERNAL_H
+
+#include "map.h"
+#include "relay.h"
+
+#define PL_ROUTE_TTL_NS (90 * PL_NS_PER_S) /* without a sync a peer's routes are gone */
+#define PL_RELAY_BUCKETS 4096u
+#define PL_RELAY_OUT (2 * PL_RELAY_BATCH)  /* a punch makes two datagrams */
+#define PL_PUNCH_IP_FACTOR 40u             /* all nodes behind one address together, in multiples of punch_rate */
+
+/* The run that the present batch is building for a destination. */
+typedef struct pl_relay_slot {
+  uint32_t run, batch;
+} pl_relay_slot;
+
+typedef struct pl_relay_node {
+  uint32_t id;
+  bool bound;      /* has an endpoint; otherwise only vouched for */
+  bool vouched;
+  bool wants_dst;  /* asked with 0x08 for 0x09 deliveries */
+  uint8_t list;    /* of pl_relay.lists, while bound */
+  pl_addr addr;    /* its endpoint */
+  pl_addr local;   /* our address that it sends to */
+  pl_addr vouch;   /* port 0 */
+  uint64_t seen_ns;
+  double tokens;   /* relay bytes */
+  uint64_t tokens_ns;
+  pl_relay_slot slot;
+  struct pl_relay_node *prev, *next;
+} pl_relay_node;
+
+typedef struct pl_relay_list { /* by seen_ns, oldest first */
+  pl_relay_node *head, *tail;
+} pl_relay_list;
+
+typedef struct pl_relay_peer {
+  pl_addr addr;
+  uint32_t *ids; /* what its last sync listed */
+  uint32_t n_ids;
+  uint64_t sync_ns;
+  pl_relay_slot slot;
+  bool keep;
+} pl_relay_peer;
+
+typedef struct pl_relay_bucket {
+  uint64_t key, at_ns;
+  double tokens;
+} pl_relay_bucket;
+
+typedef struct pl_relay_out { /* one outgoing datagram */
+  struct iovec iov;
+  uint32_t run;
+} pl_relay_out;
+
+typedef struct pl_relay_run {
+  pl_addr to, from;
+  uint32_t seg, bytes, n;
+  bool closed;
+} pl_relay_run;
+
+/* What the 9 bytes of a relay head from one source led to. A train repeats them in every datagram. */
+typedef struct pl_relay_memo {
+  bool valid;
+  uint8_t head[9];
+  pl_relay_node *sender; /* NULL from a peer beacon */
+  pl_relay_node *node;   /* either of the two, or neither: not found */
+  pl_relay_peer *peer;
+} pl_relay_memo;
+
+struct pl_relay {
+  pl_relay_cfg cfg;
+  uint64_t now_ns;
+  pl_map nodes;  /* id -> pl_relay_node */
+  pl_relay_list lists[2]; /* bound nodes: [1] at the address the registry vouches for, [0] the others */
+  uint32_t n_bound, n_vouched;
+  pl_map peers;  /* hash of address -> pl_relay_peer */
+  pl_relay_peer *peer_list[PL_RELAY_PEERS];
+  unsigned n_peers;
+  pl_map routes; /* id -> pl_relay_peer */
+  pl_relay_bucket *punch_node, *punch_ip;
+
+  uint32_t batch;
+  pl_relay_memo memo;
+  pl_relay_out *out;
+  pl_relay_run *runs;
+  struct iovec *iov;
+  pl_relay_send *sends;
+  uint8_t *replies;      /* PL_RELAY_OUT * 20 bytes: the datagrams that are not rewritten input */
+  unsigned n_out, n_runs, n_replies, n_sends;
+  pl_relay_stats st;
+};
+
+uint64_t pl_relay_hash(const pl_relay *r, const pl_addr *a, uint64_t salt);
+
+/* The bound node, or NULL. */
+pl_relay_node *pl_relay_find(const pl_relay *r, uint32_t id);
+/* Binds `id` to `from` if the rules of a claim allow it; NULL (counted) if not. */
+pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, const pl_addr *local, bool wants_dst);
+pl_relay_peer *pl_relay_find_peer(const pl_relay *r, const pl_addr *a);
+/* Replaces the peer's routes by the `n` big-endian ids at `ids`. */
+void pl_relay_sync(pl_relay *r, pl_relay_peer *p, const uint8_t *ids, uint32_t n);
+void pl_relay_table_free(pl_relay *r);
+
+#endif

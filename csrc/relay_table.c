@@ -1,0 +1,269 @@
+/* Who is where: nodes and their claims, peer beacons and their routes (beacon.md sections 4, 6, 7, 14).
+ *
+ * Claims. An id belongs to the address that bound it. The same IP (IPv6: the same /64) may rebind at any time, because NATs change ports; another
+ * IP only when the holder has been silent for claim_ttl_ns, or at once when the registry vouches for it.
+ * Memory is bounded by max_nodes (bound) + max_nodes (vouched for). When full, silent nodes give way; a vouched node also takes the
+ * place of the oldest that nobody vouches for. */
+#include "relay_internal.h"
+
+#include <stdlib.h>
+
+static uint64_t mix(uint64_t h) {
+  h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9ull;
+  h = (h ^ h >> 27) * 0x94d049bb133111ebull;
+  return h ^ h >> 31;
+}
+
+uint64_t pl_relay_hash(const pl_relay *r, const pl_addr *a, uint64_t salt) {
+  uint64_t h = mix(r->cfg.hash_seed ^ salt);
+  h = mix(h ^ pl_get64(a->ip));
+  h = mix(h ^ pl_get64(a->ip + 8));
+  return mix(h ^ ((uint64_t)a->port << 8 | a->family));
+}
+
+static bool same_holder(const pl_addr *a, const pl_addr *b) {
+  return a->family == b->family && memcmp(a->ip, b->ip, a->family == 6 ? 8 : 4) == 0;
+}
+
+/* ---- nodes ---- */
+
+static void list_add(pl_relay *r, pl_relay_node *n) {
+  n->list = n->vouched && same_holder(&n->vouch, &n->addr);
+  pl_relay_list *l = &r->lists[n->list];
+  n->next = NULL;
+  n->prev = l->tail;
+  if (l->tail)
+    l->tail->next = n;
+  else
+    l->head = n;
+  l->tail = n;
+}
+
+static void list_remove(pl_relay *r, pl_relay_node *n) {
+  pl_relay_list *l = &r->lists[n->list];
+  if (n->prev)
+    n->prev->next = n->next;
+  else
+    l->head = n->next;
+  if (n->next)
+    n->next->prev = n->prev;
+  else
+    l->tail = n->prev;
+}
+
+static void drop_if_empty(pl_relay *r, pl_relay_node *n) {
+  if (n->bound || n->vouched) return;
+  pl_map_del(&r->nodes, n->id);
+  free(n);
+}
+
+static void unbind(pl_relay *r, pl_relay_node *n) {
+  r->memo.valid = false;
+  list_remove(r, n);
+  n->bound = false;
+  n->wants_dst = false;
+  r->n_bound--;
+  drop_if_empty(r, n);
+}
+
+static pl_relay_node *node_get(pl_relay *r, uint32_t id) {
+  pl_relay_node *n = pl_map_get(&r->nodes, id);
+  if (n) return n;
+  n = calloc(1, sizeof *n);
+  if (!n) return NULL;
+  n->id = id;
+  if (pl_map_put(&r->nodes, id, n) < 0) {
+    free(n);
+    return NULL;
+  }
+  return n;
+}
+
+pl_relay_node *pl_relay_find(const pl_relay *r, uint32_t id) {
+  pl_relay_node *n = pl_map_get(&r->nodes, id);
+  return n && n->bound ? n : NULL;
+}
+
+static bool silent(const pl_relay *r, const pl_relay_node *n) { return r->now_ns - n->seen_ns >= r->cfg.claim_ttl_ns; }
+
+static bool make_room(pl_relay *r, bool vouched_claim) {
+  if (r->n_bound < r->cfg.max_nodes) return true;
+  for (int i = 0; i < 2; i++) {
+    if (r->lists[i].head && silent(r, r->lists[i].head)) {
+      unbind(r, r->lists[i].head);
+      return true;
+    }
+  }
+  if (!vouched_claim || !r->lists[0].head) return false;
+  unbind(r, r->lists[0].head);
+  return true;
+}
+
+pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, const pl_addr *local, bool wants_dst) {
+  pl_relay_node *n = pl_map_get(&r->nodes, id);
+  bool vouched = n && n->vouched && same_holder(&n->vouch, from);
+  if (n && n->bound) {
+    if (!same_holder(&n->addr, from)) {
+      if (!vouched && !silent(r, n)) {
+        r->st.spoofed++;
+        return NULL;
+      }
+      n->wants_dst = false; /* another host, which has not asked */
+    }
+    list_remove(r, n);
+  } else {
+    if (!make_room(r, vouched) || !(n = node_get(r, id))) {
+      r->st.limited++;
+      return NULL;
+    }
+    n->bound = true;
+    n->tokens = (double)r->cfg.relay_bytes_per_s;
+    n->tokens_ns = r->now_ns;
+    r->n_bound++;
+  }
+  r->memo.valid = false;
+  if (wants_dst) n->wants_dst = true;
+  if (!pl_addr_eq(&n->addr, from) || !pl_addr_eq(&n->local, local)) {
+    n->slot.batch = r->batch - 1; /* a run begun for the old endpoint is not continued */
+    n->addr = *from;
+    n->local = *local;
+  }
+  n->seen_ns = r->now_ns;
+  list_add(r, n);
+  return n;
+}
+
+int pl_relay_vouch(pl_relay *r, uint32_t node, const pl_addr *addr, uint64_t now_ns) {
+  if (now_ns > r->now_ns) r->now_ns = now_ns;
+  if (addr->family == 0) {
+    pl_relay_node *n = pl_map_get(&r->nodes, node);
+    if (n && n->vouched) {
+      n->vouched = false;
+      r->n_vouched--;
+      drop_if_empty(r, n);
+    }
+    return PL_OK;
+  }
+  if (node == 0 || (addr->family != 4 && addr->family != 6)) return PL_EFORMAT;
+  pl_relay_node *n = pl_map_get(&r->nodes, node);
+  if (!(n && n->vouched)) {
+    if (r->n_vouched >= r->cfg.max_nodes) return PL_ELIMIT;
+    n = node_get(r, node);
+    if (!n) return PL_ENOMEM;
+    n->vouched = true;
+    r->n_vouched++;
+  }
+  n->vouch = *addr;
+  n->vouch.port = 0;
+  return PL_OK; /* a bound node changes lists with its next keep-alive, which keeps the lists sorted */
+}
+
+bool pl_relay_lookup(const pl_relay *r, uint32_t node, pl_addr *out) {
+  const pl_relay_node *n = pl_relay_find(r, node);
+  if (n) *out = n->addr;
+  return n != NULL;
+}
+
+bool pl_relay_lookup_local(const pl_relay *r, uint32_t node, pl_addr *out) {
+  const pl_relay_node *n = pl_relay_find(r, node);
+  if (n) *out = n->local;
+  return n != NULL;
+}
+
+size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap) {
+  size_t n = 0;
+  for (int i = 0; i < 2; i++)
+    for (const pl_relay_node *x = r->lists[i].tail; x && !silent(r, x) && n < cap; x = x->prev) out[n++] = x->id;
+  return n;
+}
+
+/* ---- peer beacons ---- */
+
+pl_relay_peer *pl_relay_find_peer(const pl_relay *r, const pl_addr *a) {
+  if (r->n_peers == 0) return NULL;
+  pl_relay_peer *p = pl_map_get(&r->peers, pl_relay_hash(r, a, 0));
+  return p && pl_addr_eq(&p->addr, a) ? p : NULL;
+}
+
+static void withdraw(pl_relay *r, pl_relay_peer *p) {
+  r->memo.valid = false;
+  for (uint32_t i = 0; i < p->n_ids; i++)
+    if (pl_map_get(&r->routes, p->ids[i]) == p) pl_map_del(&r->routes, p->ids[i]);
+  free(p->ids);
+  p->ids = NULL;
+  p->n_ids = 0;
+}
+
+void pl_relay_sync(pl_relay *r, pl_relay_peer *p, const uint8_t *ids, uint32_t n) {
+  withdraw(r, p);
+  p->sync_ns = r->now_ns;
+  r->st.sync++;
+  if (n == 0) return;
+  p->ids = malloc(n * sizeof *p->ids);
+  if (!p->ids) return;
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t id = pl_get32(ids + 4 * i);
+    if (id == 0) continue;
+    /* Several peers may claim an id for a while after it moved: the one heard last has it. */
+    if (!pl_map_get(&r->routes, id) && r->routes.used >= r->cfg.max_nodes) {
+      r->st.limited++;
+      continue;
+    }
+    if (pl_map_put(&r->routes, id, p) == PL_OK) p->ids[p->n_ids++] = id;
+  }
+}
+
+static void peer_free(pl_relay *r, pl_relay_peer *p) {
+  withdraw(r, p);
+  pl_map_del(&r->peers, pl_relay_hash(r, &p->addr, 0));
+  free(p);
+}
+
+void pl_relay_set_peers(pl_relay *r, const pl_addr *peers, unsigned n) {
+  for (unsigned i = 0; i < r->n_peers; i++) r->peer_list[i]->keep = false;
+  for (unsigned i = 0; i < n; i++) {
+    pl_relay_peer *p = pl_relay_find_peer(r, &peers[i]);
+    if (p) p->keep = true;
+  }
+  unsigned kept = 0;
+  for (unsigned i = 0; i < r->n_peers; i++) {
+    if (r->peer_list[i]->keep)
+      r->peer_list[kept++] = r->peer_list[i];
+    else
+      peer_free(r, r->peer_list[i]);
+  }
+  r->n_peers = kept;
+  for (unsigned i = 0; i < n && r->n_peers < PL_RELAY_PEERS; i++) {
+    uint64_t key = pl_relay_hash(r, &peers[i], 0);
+    if (peers[i].family == 0 || pl_map_get(&r->peers, key)) continue;
+    pl_relay_peer *p = calloc(1, sizeof *p);
+    if (!p) return;
+    p->addr = peers[i];
+    p->sync_ns = r->now_ns;
+    if (pl_map_put(&r->peers, key, p) < 0) {
+      free(p);
+      return;
+    }
+    r->peer_list[r->n_peers++] = p;
+  }
+}
+
+/* ---- time ---- */
+
+void pl_relay_expire(pl_relay *r, uint64_t now_ns) {
+  if (now_ns > r->now_ns) r->now_ns = now_ns;
+  for (int i = 0; i < 2; i++)
+    while (r->lists[i].head && r->now_ns - r->lists[i].head->seen_ns >= r->cfg.node_ttl_ns) unbind(r, r->lists[i].head);
+  for (unsigned i = 0; i < r->n_peers; i++)
+    if (r->peer_list[i]->n_ids && r->now_ns - r->peer_list[i]->sync_ns >= PL_ROUTE_TTL_NS) withdraw(r, r->peer_list[i]);
+}
+
+void pl_relay_table_free(pl_relay *r) {
+  for (unsigned i = 0; i < r->n_peers; i++) peer_free(r, r->peer_list[i]);
+  size_t it = 0;
+  pl_relay_node *n;
+  while ((n = pl_map_next(&r->nodes, &it, NULL))) free(n);
+  pl_map_free(&r->nodes);
+  pl_map_free(&r->peers);
+  pl_map_free(&r->routes);
+}

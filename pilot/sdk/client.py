@@ -1,0 +1,377 @@
+"""LocalClient: a blocking, thread-safe client of the local daemon on its Unix socket (ipc.md).
+
+Threads share one socket: whoever waits reads the socket for all (one at a time, the others sleep on the
+condition). Requests go one by one, as the protocol has no request ids; a request that timed out stays in
+flight, and the next one first takes its late reply, so that no reply ever reaches the wrong caller.
+
+Back-pressure: bytes are read only while somebody waits. A stream with more than SOFT_LIMIT unread bytes stops
+reading on behalf of blocked writers; at HARD_LIMIT every call raises until it is read or closed.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+from pilot.errors import PilotError
+from pilot.sdk import _requests as rq
+from pilot.sdk._faults import disconnected, from_daemon, not_running, timed_out
+from pilot.sdk._router import HARD_LIMIT, SOFT_LIMIT, AcceptQueue, DatagramQueue, Router, Stream
+from pilot.sdk._services import Services
+from pilot.sdk.address import Address, split_target
+from pilot.sdk.streams import Connection, DatagramPort, Listener
+
+REQUEST_TIMEOUT = 60.0  # a handshake may dial and then ask the registry
+DIAL_TIMEOUT = 30.0
+
+
+def default_socket() -> str:
+    """$PILOT_SOCKET, else $XDG_RUNTIME_DIR/pilot.sock if it exists, else /tmp/pilot.sock."""
+    path = os.environ.get("PILOT_SOCKET")
+    if path:
+        return path
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.exists(os.path.join(runtime, "pilot.sock")):
+        return os.path.join(runtime, "pilot.sock")
+    return "/tmp/pilot.sock"
+
+
+class LocalClient(Services):
+    """A connection to the daemon. Close it, or use it in `with`: streams and ports live no longer than it."""
+
+    def __init__(self, path: str | None = None) -> None:
+        """Connects. Raises PilotError: not_running, permission_denied."""
+        self.path = path or default_socket()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._sock.settimeout(5.0)
+            self._sock.connect(self.path)
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                self._sock.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+            self._sock.setblocking(False)
+        except OSError as e:  # includes a path too long for AF_UNIX
+            self._sock.close()
+            raise not_running(self.path, e) from None
+        self._router = Router()
+        self._cond = threading.Condition(threading.Lock())  # guards the router and `_reading`
+        self._reading = False  # some thread reads the socket
+        self._failed: PilotError | None = None
+        self._write_lock = threading.Lock()  # guards the order of bytes on the socket
+        self._unsent = memoryview(b"")  # rest of a frame that was begun
+        self._request_lock = threading.Lock()
+        self._late: rq.Request | None = None  # a request whose caller has gone
+        self._poll_in = select.poll()
+        self._poll_in.register(self._sock, select.POLLIN)
+        self._poll_both = select.poll()
+        self._poll_both.register(self._sock, select.POLLIN | select.POLLOUT)
+        self._poll_out = select.poll()
+        self._poll_out.register(self._sock, select.POLLOUT)
+
+    # ---- public ----
+
+    def dial(self, target: str, timeout: float | None = DIAL_TIMEOUT) -> Connection:
+        """A stream to `peer:port`; peer is an address, a node number or a name.
+
+        Raises PilotError: connection_failed, timeout, not_found, invalid_argument.
+        """
+        peer, port = split_target(target)
+        return self.dial_addr(self.resolve(peer), port, timeout)
+
+    def dial_addr(self, to: Address, port: int, timeout: float | None = DIAL_TIMEOUT) -> Connection:
+        """A stream to a port of an address; returns when the peer accepted."""
+        body = self._call(rq.dial(to, port), timeout)
+        conn_id = int.from_bytes(body[:4], "big")
+        with self._cond:
+            return Connection(self, self._router.streams[conn_id], to, port)
+
+    def listen(self, port: int, timeout: float | None = DIAL_TIMEOUT) -> Listener:
+        """Binds a port. Raises PilotError(already_exists)."""
+        self._call(rq.bind(port), timeout)
+        with self._cond:
+            return Listener(self, self._router.listen(port))
+
+    def datagrams(self, port: int) -> DatagramPort:
+        """Datagrams for a port; no bind is needed. Those that came before this call are lost."""
+        with self._cond:
+            queue = self._router.datagrams.setdefault(port, DatagramQueue(port))
+        return DatagramPort(self, queue)
+
+    def send_to(self, to: Address, port: int, data: bytes, timeout: float | None = 30.0) -> None:
+        """Hands a datagram to the daemon. It may be lost; no error is reported."""
+        deadline = None if timeout is None else monotonic() + timeout
+        self._write(rq.send_to_frame(to, port, data), memoryview(b""), deadline, "sendto")
+
+    def disconnect(self, conn_id: int) -> None:
+        """Closes any connection of the daemon by its number; unknown numbers are ignored by the daemon."""
+        self._write(rq.close_frame(conn_id), memoryview(b""), monotonic() + 30.0, "disconnect")
+
+    def wait(self, *, readable: bool = True, writable: bool = False, timeout: float | None = None) -> None:
+        """Sleeps until the socket can be read or written, for users of `try_read` and `try_write`."""
+        poll = select.poll()  # its own: poll objects refuse concurrent use
+        poll.register(self._sock, select.POLLIN * readable | select.POLLOUT * writable)
+        poll.poll(None if timeout is None else max(0.0, timeout) * 1000)
+
+    def close(self) -> None:
+        """Closes the socket: the daemon ends all streams and releases all ports. Safe to call twice."""
+        with self._cond:
+            if self._failed is None:
+                self._failed = PilotError("invalid_argument", "the client is closed")
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that polls
+            self._cond.notify_all()
+            while self._reading:  # its descriptor must not be reused under it
+                self._cond.wait(1.0)
+        self._sock.close()
+
+    def __enter__(self) -> LocalClient:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # ---- requests ----
+
+    def _call(self, request: rq.Request, timeout: float | None = REQUEST_TIMEOUT) -> bytes:
+        """Sends a request and returns the payload of its reply."""
+        seconds = REQUEST_TIMEOUT if timeout is None else timeout
+        deadline = monotonic() + seconds
+        if not self._request_lock.acquire(timeout=max(0.0, seconds)):
+            raise timed_out(request.label, seconds)
+        try:
+            if self._late is not None:
+                self._drop_late_reply(deadline, request.label, seconds)
+            with self._cond:
+                self._router.begin(request.reply)
+
+            def begun() -> None:  # from here on a reply comes, wanted or not
+                self._late = request
+
+            self._write(request.frame(), memoryview(b""), deadline, request.label, begun)
+            code, body = self._await_reply(deadline, request.label, seconds)
+        finally:
+            self._request_lock.release()
+        if code == rq.ERROR:
+            raise from_daemon(request.label, body)
+        return body
+
+    def _await_reply(self, deadline: float, label: str, seconds: float) -> tuple[int, bytes]:
+        """The reply of the request in flight."""
+        try:
+            self._wait(lambda: self._router.reply is not None, deadline - monotonic(), label)
+        except PilotError as e:
+            raise timed_out(label, seconds) if e.code == "timeout" else e from None
+        with self._cond:
+            reply = self._router.reply
+            self._router.reply = None
+            self._router.settle()
+        self._late = None
+        assert reply is not None
+        return reply
+
+    def _drop_late_reply(self, deadline: float, label: str, seconds: float) -> None:
+        """Waits for the reply whose caller has gone; a connection it brings is closed."""
+        code, body = self._await_reply(deadline, label, seconds)
+        if code == rq.DIAL_OK:
+            self._close_stream(self._router.streams[int.from_bytes(body[:4], "big")])
+
+    # ---- waiting and reading ----
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None, label: str) -> None:
+        """Until `ready()`, called under the lock, is true. Raises timeout, or why the client failed."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._cond:
+            while not ready():
+                if self._failed is not None:
+                    raise self._failure(label)
+                rest = None if deadline is None else deadline - monotonic()
+                if rest is not None and rest <= 0:
+                    raise timed_out(label, timeout or 0.0)
+                if self._reading:
+                    self._cond.wait(rest)
+                else:
+                    self._read_as_leader(rest)
+        self._close_refused()
+
+    def _wait_stream(self, conn: Connection, timeout: float | None) -> None:
+        """Until the stream has bytes or has ended."""
+        conn._open()
+        stream = conn._stream
+        if not stream.size and not stream.ended:
+            self._wait(lambda: bool(stream.size) or stream.ended or conn.closed, timeout, "read")
+            conn._open()
+
+    def _read_as_leader(self, timeout: float | None) -> None:
+        """One read of the socket for all threads. Called and left with the lock held; released in between."""
+        self._guard_memory()
+        self._reading = True
+        buffer = self._router.get_buffer()
+        self._cond.release()
+        count, error = 0, None
+        try:
+            try:
+                count = self._sock.recv_into(buffer)
+                ended = count == 0
+            except BlockingIOError:
+                ended = False
+                if self._poll_in.poll(None if timeout is None else timeout * 1000):
+                    with suppress(BlockingIOError):
+                        count = self._sock.recv_into(buffer)
+                        ended = count == 0
+        except OSError as e:
+            ended, error = True, e
+        finally:
+            self._cond.acquire()
+            self._reading = False
+            self._cond.notify_all()
+        self._took(count, ended or error is not None)
+
+    def _took(self, count: int, ended: bool) -> None:
+        """Routes `count` bytes; the socket may have ended. Lock held."""
+        if count:
+            try:
+                self._router.buffer_updated(count)
+            except PilotError as e:
+                self._failed = self._failed or e
+        if ended:
+            self._failed = self._failed or disconnected("read")
+            for stream in self._router.streams.values():
+                stream.ended = True  # ipc.md: reads on open connections return EOF
+
+    def _pump_ready(self) -> None:
+        """Reads what the socket has, without waiting, unless another thread reads."""
+        with self._cond:
+            if not self._reading and self._failed is None:
+                self._guard_memory()
+                try:
+                    count = self._sock.recv_into(self._router.get_buffer())
+                except BlockingIOError:
+                    return
+                except OSError:
+                    count = 0
+                self._took(count, count == 0)
+                self._cond.notify_all()
+        self._close_refused()
+
+    def _guard_memory(self) -> None:
+        stream = self._router.heavier_than(HARD_LIMIT)
+        if stream is not None:
+            raise PilotError(
+                "internal",
+                f"connection {stream.conn_id} holds {stream.size} unread bytes",
+                "read or close it; waiting for anything else would need more memory",
+            )
+
+    def _failure(self, label: str) -> PilotError:
+        assert self._failed is not None
+        if self._failed.code == "not_running":
+            return disconnected(label)
+        return PilotError(self._failed.code, self._failed.message, self._failed.hint)
+
+    # ---- writing ----
+
+    def _write(
+        self,
+        head: bytes,
+        body: memoryview,
+        deadline: float | None,
+        label: str,
+        begun: Callable[[], None] | None = None,
+    ) -> None:
+        """Writes one frame, reading meanwhile so that a daemon blocked on us can go on. Returns when it is
+        with the kernel. Raises timeout; a frame that was begun then goes out before the next one."""
+        with self._write_lock:
+            while not self._begin(head, body, label):
+                self._sleep_blocked(deadline, label)
+            if begun is not None:
+                begun()
+            while not self._flush(label):
+                self._sleep_blocked(deadline, label)
+
+    def _try_write(self, head: bytes, body: memoryview) -> bool:
+        with self._write_lock:
+            return self._begin(head, body, "write")
+
+    def _begin(self, head: bytes, body: memoryview, label: str) -> bool:
+        """Starts a frame if the socket takes any of it; the rest goes to `_unsent`."""
+        if not self._flush(label):
+            return False
+        try:
+            sent = self._sock.sendmsg((head, body))
+        except BlockingIOError:
+            return False
+        except OSError:
+            raise self._broken_pipe(label) from None
+        if sent < len(head) + len(body):
+            rest = head[sent:] + body[max(0, sent - len(head)) :].tobytes()
+            self._unsent = memoryview(rest)
+        return True
+
+    def _flush(self, label: str) -> bool:
+        while self._unsent:
+            try:
+                sent = self._sock.send(self._unsent)
+            except BlockingIOError:
+                return False
+            except OSError:
+                raise self._broken_pipe(label) from None
+            self._unsent = self._unsent[sent:]
+        return True
+
+    def _sleep_blocked(self, deadline: float | None, label: str) -> None:
+        rest = 1.0 if deadline is None else deadline - monotonic()
+        if rest <= 0:
+            raise PilotError("timeout", f"{label}: the daemon takes no more data", "", True)
+        with self._cond:
+            read = not self._reading and self._router.heavier_than(SOFT_LIMIT) is None
+        poll = self._poll_both if read else self._poll_out
+        for _, events in poll.poll(min(rest, 1.0) * 1000):
+            if events & select.POLLIN and read:
+                self._pump_ready()
+        if self._failed is not None:
+            raise self._failure(label)
+
+    def _broken_pipe(self, label: str) -> PilotError:
+        with self._cond:
+            self._failed = self._failed or disconnected(label)
+            self._cond.notify_all()
+            return self._failure(label)
+
+    # ---- closing ----
+
+    def _close_stream(self, stream: Stream) -> None:
+        with self._cond:
+            self._router.forget(stream.conn_id)
+            stream.parts.clear()
+            stream.size = 0
+            self._cond.notify_all()
+            gone = self._failed is not None
+        if not gone:
+            self._write(rq.close_frame(stream.conn_id), memoryview(b""), monotonic() + 30.0, "close")
+
+    def _close_listener(self, queue: AcceptQueue) -> None:
+        with self._cond:
+            self._router.accepts.pop(queue.port, None)
+            waiting = [item.stream for item in queue.items]
+            queue.items.clear()
+        for stream in waiting:
+            self._close_stream(stream)
+        if self._failed is None:
+            try:
+                self._call(rq.unbind(queue.port), 5.0)
+            except PilotError as e:
+                if e.code not in ("not_supported", "timeout"):
+                    raise
+
+    def _close_refused(self) -> None:
+        """Ends connections that found an accept queue full."""
+        while self._router.refused:
+            with self._cond:
+                conn_id = self._router.refused.pop() if self._router.refused else None
+            if conn_id is not None:
+                self._write(rq.close_frame(conn_id), memoryview(b""), monotonic() + 30.0, "close")
