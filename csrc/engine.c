@@ -56,6 +56,7 @@ pl_engine *pl_engine_new(const pl_engine_cfg *cfg, pl_tx *tx, uint64_t now_ns) {
   for (int i = 0; i < 16; i++) pl_engine_random(e);
   e->next_conn = 1;
   e->next_port = (uint16_t)(49152 + pl_engine_random(e) % 16384);
+  e->next_prefix = (uint32_t)pl_engine_random(e);
   e->syn_tokens = cfg->syn_rate;
   e->syn_at_ns = now_ns;
   pl_map_init(&e->peers, pl_engine_random(e));

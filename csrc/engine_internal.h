@@ -147,6 +147,7 @@ struct pl_engine {
   uint32_t next_conn;
   uint16_t next_port;
   uint32_t n_sessions;
+  uint32_t next_prefix; /* of nonces: see engine_session.c */
 
   pl_conn *active_head, *active_tail;
   pl_conn *ready_head, *ready_tail;

@@ -88,7 +88,8 @@ uint32_t pl_peer_mss(const pl_engine *e, const pl_peer *p) {
 
 void pl_peer_apply_mss(pl_engine *e, pl_peer *p) {
   uint32_t mss = pl_peer_mss(e, p);
-  for (pl_conn *c = p->conns; c; c = c->peer_next) pl_stream_set_mss(c->s, mss);
+  for (pl_conn *c = p->conns; c; c = c->peer_next)
+    if (c->s) pl_stream_set_mss(c->s, mss); /* a held dial has no stream yet */
 }
 
 int pl_engine_set_path(pl_engine *e, uint32_t node, const pl_addr *to, bool relay, uint64_t now_ns) {
@@ -106,6 +107,7 @@ int pl_engine_set_path(pl_engine *e, uint32_t node, const pl_addr *to, bool rela
   if (changed) {
     uint32_t mss = pl_peer_mss(e, p);
     for (pl_conn *c = p->conns; c; c = c->peer_next) {
+      if (!c->s) continue;
       pl_stream_path_changed(c->s, mss, e->now_ns);
       pl_conn_activate(e, c);
     }

@@ -13,7 +13,13 @@ void pl_key_free(pl_key *k) {
   free(k);
 }
 
-static pl_key *key_new(pl_engine *e, const uint8_t key[32], uint64_t id, const pl_caps *caps, uint64_t now_ns) {
+/* Both directions share one key, so no two derivations may draw the same prefix: the top bit tells the two ends apart (toward our
+ * own kind for certain, toward others it halves the chance), the rest counts up from a random start for the life of the process. */
+static uint32_t next_prefix(pl_engine *e, uint32_t peer) {
+  return (e->next_prefix++ & 0x7fffffffu) | (e->node > peer ? 0x80000000u : 0);
+}
+
+static pl_key *key_new(pl_engine *e, uint32_t peer, const uint8_t key[32], uint64_t id, const pl_caps *caps, uint64_t now_ns) {
   pl_key *k = calloc(1, sizeof *k);
   if (!k) return NULL;
   k->aead = pl_aead_new(key);
@@ -23,7 +29,7 @@ static pl_key *key_new(pl_engine *e, const uint8_t key[32], uint64_t id, const p
   }
   pl_replay_init(&k->replay);
   k->id = id;
-  k->prefix = (uint32_t)pl_engine_random(e);
+  k->prefix = next_prefix(e, peer);
   k->installed_ns = now_ns;
   if (caps) k->caps = *caps;
   return k;
@@ -45,7 +51,7 @@ int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], ui
     return PL_OK;
   }
   if (p->prev && p->prev->id == key_id) return PL_OK; /* a late copy of the exchange before the last */
-  pl_key *k = key_new(e, key, key_id, caps, e->now_ns);
+  pl_key *k = key_new(e, node, key, key_id, caps, e->now_ns);
   if (!k) return PL_ENOMEM;
   if (!p->cur) {
     p->cur = k;
