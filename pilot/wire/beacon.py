@@ -1,0 +1,279 @@
+"""Datagrams between nodes and beacons (beacon.md 2, 3). Bytes behind the last field are ignored unless they are payload."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pilot.wire.errors import WireError
+
+Addr = tuple[str, int]  # numeric IP text, port
+
+NOTIFY_HANDSHAKE = 1  # the registry holds a relayed trust handshake for the node
+KEY_SIZE = 32
+SIGNATURE_SIZE = 64
+MAX_SYNC = 16375  # node ids that fit one datagram
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class BeaconType(IntEnum):
+    """First byte of the datagram, always below 0x10."""
+
+    DISCOVER = 0x01
+    DISCOVER_REPLY = 0x02
+    PUNCH_REQUEST = 0x03
+    PUNCH_COMMAND = 0x04
+    RELAY = 0x05
+    DELIVER = 0x06
+    SYNC = 0x07
+    DISCOVER_DST = 0x08
+    DELIVER_DST = 0x09
+    NOTIFY = 0x0A
+
+
+@dataclass(frozen=True, slots=True)
+class Discover:
+    """node: own number, 0 without one. key: Ed25519 public key or None; it proves nothing by itself."""
+
+    node: int
+    key: bytes | None = None
+
+    def build(self) -> bytes:
+        """5 or 37 bytes."""
+        if self.key is not None and len(self.key) != KEY_SIZE:
+            raise WireError("key is not 32 bytes")
+        return _pack(">BI", BeaconType.DISCOVER, self.node) + (self.key or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoverReply:
+    """endpoint: where the beacon saw the discover come from."""
+
+    endpoint: Addr
+
+    def build(self) -> bytes:
+        """8 or 20 bytes."""
+        return _pack_endpoint(BeaconType.DISCOVER_REPLY, self.endpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class PunchGrant:
+    """The target's permission for one requester. expiry: Unix seconds. signature: Ed25519, 64 bytes, by the target."""
+
+    expiry: int
+    signature: bytes
+
+    def signed_text(self, node: int, target: int) -> bytes:
+        """What the signature covers (beacon.md 8)."""
+        return f"punch-grant:{node}:{target}:{self.expiry}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class PunchRequest:
+    """`node` asks to be introduced to `target`."""
+
+    node: int
+    target: int
+    grant: PunchGrant | None = None
+
+    def build(self) -> bytes:
+        """9 or 81 bytes."""
+        head = _pack(">BII", BeaconType.PUNCH_REQUEST, self.node, self.target)
+        if self.grant is None:
+            return head
+        if len(self.grant.signature) != SIGNATURE_SIZE:
+            raise WireError("signature is not 64 bytes")
+        return head + _pack(">Q", self.grant.expiry) + self.grant.signature
+
+
+@dataclass(frozen=True, slots=True)
+class PunchCommand:
+    """endpoint: where to send PILP."""
+
+    endpoint: Addr
+
+    def build(self) -> bytes:
+        """8 or 20 bytes."""
+        return _pack_endpoint(BeaconType.PUNCH_COMMAND, self.endpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """`node` sends the tunnel frame `frame` to `target` through the beacon."""
+
+    node: int
+    target: int
+    frame: bytes
+
+    def build(self) -> bytes:
+        """9 bytes and the frame."""
+        return _pack(">BII", BeaconType.RELAY, self.node, self.target) + self.frame
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """The beacon brings `frame` of `node`. The source is a claim: identity comes from what the frame proves."""
+
+    node: int
+    frame: bytes
+
+    def build(self) -> bytes:
+        """5 bytes and the frame."""
+        return _pack(">BI", BeaconType.DELIVER, self.node) + self.frame
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """Beacon `beacon` knows exactly these nodes."""
+
+    beacon: int
+    nodes: tuple[int, ...]
+
+    def build(self) -> bytes:
+        """7 bytes and 4 a node. WireError above MAX_SYNC nodes."""
+        if len(self.nodes) > MAX_SYNC:
+            raise WireError("too many nodes for one datagram")
+        head = _pack(">BIH", BeaconType.SYNC, self.beacon, len(self.nodes))
+        return head + _pack(f">{len(self.nodes)}I", *self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoverDst:
+    """Discover of an endpoint with several nodes: deliveries shall name the destination."""
+
+    node: int
+
+    def build(self) -> bytes:
+        """5 bytes."""
+        return _pack(">BI", BeaconType.DISCOVER_DST, self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverDst:
+    """Deliver to one node of an endpoint that sent DiscoverDst."""
+
+    node: int
+    target: int
+    frame: bytes
+
+    def build(self) -> bytes:
+        """9 bytes and the frame."""
+        return _pack(">BII", BeaconType.DELIVER_DST, self.node, self.target) + self.frame
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """kind: NOTIFY_HANDSHAKE; others are to be ignored."""
+
+    kind: int
+
+    def build(self) -> bytes:
+        """2 bytes."""
+        return _pack(">BB", BeaconType.NOTIFY, self.kind)
+
+
+Message = (
+    Discover
+    | DiscoverReply
+    | PunchRequest
+    | PunchCommand
+    | Relay
+    | Deliver
+    | Sync
+    | DiscoverDst
+    | DeliverDst
+    | Notify
+)
+
+
+def discover(node: int) -> bytes:
+    """Query, registration and keepalive in one; node 0 without a number."""
+    return Discover(node).build()
+
+
+def punch_request(node: int, target: int) -> bytes:
+    """Asks the beacon to introduce `node` to `target`."""
+    return PunchRequest(node, target).build()
+
+
+def relay(node: int, target: int, frame: bytes) -> bytes:
+    """Wraps a tunnel frame of `node` for `target`."""
+    return Relay(node, target, frame).build()
+
+
+def parse(data: bytes) -> Message | None:
+    """A beacon message; None if it is too short, of unknown type or has an impossible address."""
+    size = len(data)
+    if size < 2:
+        return None
+    kind = data[0]
+    if kind in (BeaconType.DISCOVER_REPLY, BeaconType.PUNCH_COMMAND):
+        endpoint = _unpack_endpoint(data)
+        if endpoint is None:
+            return None
+        return DiscoverReply(endpoint) if kind == BeaconType.DISCOVER_REPLY else PunchCommand(endpoint)
+    if kind == BeaconType.NOTIFY:
+        return Notify(data[1])
+    if size < 5:
+        return None
+    (node,) = struct.unpack_from(">I", data, 1)
+    if kind == BeaconType.DISCOVER:
+        return Discover(node, data[5:37] if size >= 5 + KEY_SIZE else None)
+    if kind == BeaconType.DISCOVER_DST:
+        return DiscoverDst(node)
+    if kind == BeaconType.DELIVER:
+        return Deliver(node, data[5:])
+    if kind == BeaconType.SYNC:
+        return _parse_sync(node, data)
+    if size < 9:
+        return None
+    (target,) = struct.unpack_from(">I", data, 5)
+    if kind == BeaconType.PUNCH_REQUEST:
+        return PunchRequest(node, target, _parse_grant(data))
+    if kind == BeaconType.RELAY:
+        return Relay(node, target, data[9:])
+    if kind == BeaconType.DELIVER_DST:
+        return DeliverDst(node, target, data[9:])
+    return None
+
+
+def _parse_sync(beacon: int, data: bytes) -> Sync | None:
+    count = int.from_bytes(data[5:7], "big")
+    if len(data) < 7 + 4 * count:
+        return None
+    return Sync(beacon, struct.unpack_from(f">{count}I", data, 7))
+
+
+def _parse_grant(data: bytes) -> PunchGrant | None:
+    if len(data) < 17 + SIGNATURE_SIZE:
+        return None
+    return PunchGrant(int.from_bytes(data[9:17], "big"), data[17 : 17 + SIGNATURE_SIZE])
+
+
+def _pack(form: str, *values: int) -> bytes:
+    try:
+        return struct.pack(form, *values)
+    except struct.error:
+        raise WireError("number out of range") from None
+
+
+def _pack_endpoint(kind: BeaconType, endpoint: Addr) -> bytes:
+    """An IPv4 address that came over a dual-stack socket goes out in its 4-byte form (beacon.md 1.1)."""
+    host, port = endpoint
+    try:
+        ip = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except (OSError, ValueError):
+        raise WireError("not a numeric IP address") from None
+    ip = ip.removeprefix(_MAPPED)
+    return _pack(">BB", kind, len(ip)) + ip + _pack(">H", port)
+
+
+def _unpack_endpoint(data: bytes) -> Addr | None:
+    size = data[1]
+    if size not in (4, 16) or len(data) < 4 + size:
+        return None
+    family = socket.AF_INET if size == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, data[2 : 2 + size]), int.from_bytes(data[2 + size : 4 + size], "big")
