@@ -146,6 +146,7 @@ pl_event *pl_engine_event(pl_engine *e) {
   e->ev_head = ev->next;
   if (!e->ev_head) e->ev_tail = NULL;
   if (is_stranger_event(ev->type)) e->n_stranger_events--;
+  if (ev->type == PL_EV_CLIENT_FRAME && e->taken_fn) e->taken_fn(e->taken_ctx, ev->client, ev->len);
   ev->next = NULL;
   return ev;
 }

@@ -165,8 +165,19 @@ bool pl_engine_next_conn(const pl_engine *e, size_t *it, pl_conn_info *out);
 /* For the shell that serves local clients: connections of owner CLIENT that became readable, writable, ended or died since last
  * asked. Returns a connection id or 0. */
 uint32_t pl_engine_next_ready(pl_engine *e);
-/* The stream of a connection, for peek/consume/reserve/commit; NULL if gone. After using it call pl_engine_touch. */
-pl_stream *pl_engine_stream(pl_engine *e, uint32_t conn);
+typedef struct pl_client_conn {
+  pl_stream *s;    /* for peek/consume/reserve/commit; after using it call pl_engine_touch */
+  uint32_t client;
+  bool dead;       /* reset: the shell hands over what is buffered, then calls pl_engine_close */
+  void **tag;      /* the shell's own record; NULL until it sets one */
+} pl_client_conn;
+/* False if there is no such connection or no local client owns it. */
+bool pl_engine_client_conn(const pl_engine *e, uint32_t conn, pl_client_conn *out);
+/* Hook: the connection stops being the client's (closed, forgotten, given to another owner), and `s` may be read for the last time.
+ * Called only when a tag was set. Must not call the engine. */
+void pl_engine_on_release(pl_engine *e, void (*fn)(void *ctx, uint32_t conn, pl_stream *s, void *tag), void *ctx);
+/* Hook: a CLIENT_FRAME event left the queue; `len` is the size of its data. Must not call the engine. */
+void pl_engine_on_taken(pl_engine *e, void (*fn)(void *ctx, uint32_t client, uint32_t len), void *ctx);
 void pl_engine_touch(pl_engine *e, uint32_t conn);
 /* All connections owned by a client are closed (reset = false) or forgotten by it; ports it listens on stay until unlisten. */
 void pl_engine_client_gone(pl_engine *e, uint32_t client, uint64_t now_ns);

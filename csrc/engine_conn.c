@@ -114,7 +114,16 @@ static void unpark(pl_engine *e, pl_conn *c) {
   if (port && port->parked) port->parked--;
 }
 
+/* The local client that owned it, if one did, hears of it before anything is thrown away. */
+static void release(pl_engine *e, pl_conn *c) {
+  if (!c->tag) return;
+  void *tag = c->tag;
+  c->tag = NULL;
+  if (e->release_fn) e->release_fn(e->release_ctx, c->id, c->s, tag);
+}
+
 static void conn_free(pl_engine *e, pl_conn *c) {
+  release(e, c);
   unpark(e, c);
   if (c->inbound) {
     pl_port *port = pl_map_get(&e->ports, c->local_port);
@@ -494,6 +503,7 @@ int pl_engine_own(pl_engine *e, uint32_t conn, enum pl_owner owner, uint32_t cli
   if (!c) return PL_ENOENT;
   if (c->dialing) return PL_ESTATE;
   unpark(e, c);
+  if (c->owner != owner || c->client != client) release(e, c);
   c->owner = owner;
   c->client = client;
   c->armed = true;
@@ -550,6 +560,7 @@ int pl_engine_close(pl_engine *e, uint32_t conn, uint64_t now_ns) {
     return PL_OK;
   }
   unpark(e, c);
+  release(e, c);
   unlink_ready(e, c);
   c->owner = PL_OWNER_NONE;
   c->closing = true;
@@ -590,9 +601,21 @@ uint32_t pl_engine_next_ready(pl_engine *e) {
   return c->id;
 }
 
-pl_stream *pl_engine_stream(pl_engine *e, uint32_t conn) {
+bool pl_engine_client_conn(const pl_engine *e, uint32_t conn, pl_client_conn *out) {
   pl_conn *c = find(e, conn);
-  return c ? c->s : NULL;
+  if (!c || c->owner != PL_OWNER_CLIENT) return false;
+  *out = (pl_client_conn){.s = c->s, .client = c->client, .dead = c->dead, .tag = &c->tag};
+  return true;
+}
+
+void pl_engine_on_release(pl_engine *e, void (*fn)(void *, uint32_t, pl_stream *, void *), void *ctx) {
+  e->release_fn = fn;
+  e->release_ctx = ctx;
+}
+
+void pl_engine_on_taken(pl_engine *e, void (*fn)(void *, uint32_t, uint32_t), void *ctx) {
+  e->taken_fn = fn;
+  e->taken_ctx = ctx;
 }
 
 void pl_engine_touch(pl_engine *e, uint32_t conn) {

@@ -119,6 +119,7 @@ typedef struct pl_conn {
   bool armed;                /* APP: the next bytes make a READABLE event */
   bool want_write;           /* APP: a short write waits for room */
   bool in_active, in_ready;
+  void *tag;                 /* of the shell that serves local clients */
   struct pl_conn *peer_next, *peer_prev;
   struct pl_conn *active_next, *ready_next;
 } pl_conn;
@@ -164,6 +165,10 @@ struct pl_engine {
   uint8_t *scratch;           /* 64 KiB: ciphertext copy while two keys are tried */
   void (*dgram_fn)(void *, const pl_packet *);
   void *dgram_ctx;
+  void (*release_fn)(void *, uint32_t, pl_stream *, void *);
+  void *release_ctx;
+  void (*taken_fn)(void *, uint32_t, uint32_t);
+  void *taken_ctx;
   pl_engine_stats st;
 };
 
