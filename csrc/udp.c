@@ -39,18 +39,22 @@
 int pl_addr_from_sockaddr(pl_addr *out, const void *sa) {
   static const uint8_t mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
   memset(out, 0, sizeof *out);
-  sa_family_t family = ((const struct sockaddr *)sa)->sa_family;
-  if (family == AF_INET) {
-    const struct sockaddr_in *in = sa;
+  /* Copied, not cast: `sa` is a sockaddr_in6 here and a sockaddr_storage there, and the compiler may rely on the difference. */
+  struct sockaddr any;
+  memcpy(&any, sa, offsetof(struct sockaddr, sa_data));
+  if (any.sa_family == AF_INET) {
+    struct sockaddr_in in;
+    memcpy(&in, sa, sizeof in);
     out->family = 4;
-    out->port = ntohs(in->sin_port);
-    memcpy(out->ip, &in->sin_addr, 4);
+    out->port = ntohs(in.sin_port);
+    memcpy(out->ip, &in.sin_addr, 4);
     return PL_OK;
   }
-  if (family == AF_INET6) {
-    const struct sockaddr_in6 *in = sa;
-    const uint8_t *ip = in->sin6_addr.s6_addr;
-    out->port = ntohs(in->sin6_port);
+  if (any.sa_family == AF_INET6) {
+    struct sockaddr_in6 in;
+    memcpy(&in, sa, sizeof in);
+    const uint8_t *ip = in.sin6_addr.s6_addr;
+    out->port = ntohs(in.sin6_port);
     if (memcmp(ip, mapped, sizeof mapped) == 0) {
       out->family = 4;
       memcpy(out->ip, ip + 12, 4);
@@ -75,20 +79,16 @@ static void to_in6(struct in6_addr *out, const pl_addr *a) {
 
 unsigned pl_addr_to_sockaddr(const pl_addr *a, bool v6_socket, void *ss) {
   if (v6_socket && (a->family == 4 || a->family == 6)) {
-    struct sockaddr_in6 *in = ss;
-    memset(in, 0, sizeof *in);
-    in->sin6_family = AF_INET6;
-    in->sin6_port = htons(a->port);
-    to_in6(&in->sin6_addr, a);
-    return sizeof *in;
+    struct sockaddr_in6 in = {.sin6_family = AF_INET6, .sin6_port = htons(a->port)};
+    to_in6(&in.sin6_addr, a);
+    memcpy(ss, &in, sizeof in);
+    return sizeof in;
   }
   if (!v6_socket && a->family == 4) {
-    struct sockaddr_in *in = ss;
-    memset(in, 0, sizeof *in);
-    in->sin_family = AF_INET;
-    in->sin_port = htons(a->port);
-    memcpy(&in->sin_addr, a->ip, 4);
-    return sizeof *in;
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(a->port)};
+    memcpy(&in.sin_addr, a->ip, 4);
+    memcpy(ss, &in, sizeof in);
+    return sizeof in;
   }
   return 0;
 }
