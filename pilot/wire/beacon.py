@@ -275,5 +275,6 @@ def _unpack_endpoint(data: bytes) -> Addr | None:
     size = data[1]
     if size not in (4, 16) or len(data) < 4 + size:
         return None
-    family = socket.AF_INET if size == 4 else socket.AF_INET6
-    return socket.inet_ntop(family, data[2 : 2 + size]), int.from_bytes(data[2 + size : 4 + size], "big")
+    ip = data[2 : 2 + size].removeprefix(_MAPPED)  # one form for one address, whatever the beacon wrote
+    family = socket.AF_INET if len(ip) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, ip), int.from_bytes(data[2 + size : 4 + size], "big")
