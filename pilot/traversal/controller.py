@@ -209,6 +209,11 @@ class Traversal:
         self._book.forget(node)
         self._arm()
 
+    def prefer_direct(self, node: int) -> None:
+        """Every way to `node` is tried again at once, also after what failed before."""
+        self.paths.retry(node, self._clock())
+        self._arm()
+
     def rotate_keys(self) -> bool:
         """New tunnel key for this process; peers move over without losing packets. False if the last was less
         than a minute ago."""
@@ -304,6 +309,10 @@ class Traversal:
             public = await self._book.public_key(node, fresh)
         except PilotError as error:
             self._failed(node, error)
+            if error.code == "not_found" and not self._exchange.has_session(node):
+                for waiter in self._waiters.get(node, ()):  # an answer: nobody can ever connect
+                    if not waiter.done():
+                        waiter.set_exception(error)
         self.paths.key_answer(node, public, self._clock())
         self._wake(node)
         self._arm()

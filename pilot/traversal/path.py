@@ -329,6 +329,12 @@ class PathMachine:
         self._asked_at = NEVER
         self._start_race(now, first=False)
 
+    def retry(self, now: float) -> None:
+        """All ways are raced again, with fresh addresses; traffic stays where it is meanwhile."""
+        if self.session:
+            self._asked_at = NEVER
+            self._start_race(now, first=False)
+
     # ---- time ----
 
     def deadline(self) -> float | None:

@@ -131,6 +131,14 @@ class PeerPaths:
         self.exchange.want(node, now, hold)
         self.flush(now)
 
+    def retry(self, node: int, now: float) -> None:
+        """The user wants every way to `node` tried again, now."""
+        machine = self._machines.get(node)
+        if machine:
+            machine.retry(now)
+            self._dirty[node] = None
+        self.want(node, now)
+
     def machine(self, node: int) -> PathMachine | None:
         """The path machine of a peer, None if there was no reason for one yet."""
         return self._machines.get(node)

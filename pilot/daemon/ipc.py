@@ -1,0 +1,220 @@
+"""Requests of local clients: order, concurrency and limits (ipc.md section 1). What they mean: ipc_streams, ipc_node.
+
+The native thread reads the frames and moves stream bytes; what arrives here are requests. Each runs by itself, so a
+slow Dial holds up nothing else; replies with the same code leave in the order of their requests, because clients
+tell replies apart by code only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from pilot._core import EV_CLIENT_CLOSED, EV_CLIENT_FRAME, EV_CLIENT_OPEN, CoreError, Event
+from pilot.errors import PilotError
+
+log = logging.getLogger("pilot.ipc")
+
+ERROR = 0x0A
+MAX_PAYLOAD = (1 << 20) - 1  # a frame's length counts the code
+MAX_IN_FLIGHT = 1024
+MAX_WAITING = 8192
+MAX_WAITING_BYTES = 16 << 20
+
+
+class Refusal(Exception):
+    """A request that gets an Error frame with exactly this text (ipc.md section 2, table of texts)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class Reply(NamedTuple):
+    """payload: of the reply frame. sent(delivered): called when the frame is queued, or could not be."""
+
+    payload: bytes = b""
+    sent: Callable[[bool], None] | None = None
+
+
+Handler = Callable[["Client", bytes], Reply | Coroutine[Any, Any, Reply]]
+
+
+class Command(NamedTuple):
+    """reply: code of the answer. label: leads the text of errors that come from below."""
+
+    reply: int
+    label: str
+    handler: Handler
+
+
+class Plane(Protocol):
+    """What the server needs of the data plane."""
+
+    def client_send(self, client: int, cmd: int, payload: bytes = b"") -> bool: ...
+    def client_close(self, client: int) -> None: ...
+
+
+class Client:
+    """One local client. ports: bound by it. conns: connections it holds or opens."""
+
+    def __init__(self, number: int) -> None:
+        self.id = number
+        self.ports: set[int] = set()
+        self.conns = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.last: dict[int, asyncio.Task[None]] = {}  # reply code: the newest request that will send it
+        self.waiting: deque[tuple[int, bytes]] = deque()
+        self.waiting_bytes = 0
+
+
+class IpcServer:
+    """The clients of one daemon. `gone` hears of each client that left, after its requests were cancelled."""
+
+    def __init__(
+        self, plane: Plane, commands: Mapping[int, Command | None], gone: Callable[[Client], None]
+    ) -> None:
+        """commands: by code; None = taken and not answered."""
+        self.clients: dict[int, Client] = {}
+        self.requests = 0
+        self._plane = plane
+        self._commands = commands
+        self._gone = gone
+
+    def handle(self, event: Event) -> bool:
+        """Takes an event of the data plane. False if it is not about a client."""
+        if event.type == EV_CLIENT_FRAME:
+            client = self.clients.get(event.client)
+            if client:
+                self._arrived(client, int(event.a), event.data)
+        elif event.type == EV_CLIENT_OPEN:
+            self.clients[event.client] = Client(event.client)
+        elif event.type == EV_CLIENT_CLOSED:
+            client = self.clients.pop(event.client, None)
+            if client:
+                self._left(client)
+        else:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Cancels every request and waits for that."""
+        tasks = [task for client in self.clients.values() for task in client.tasks]
+        for client in list(self.clients.values()):
+            self._left(client)
+        self.clients.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- requests ----
+
+    def _arrived(self, client: Client, code: int, payload: bytes) -> None:
+        if len(client.tasks) < MAX_IN_FLIGHT and not client.waiting:
+            self._start(client, code, payload)
+            return
+        client.waiting.append((code, payload))
+        client.waiting_bytes += len(payload)
+        if len(client.waiting) > MAX_WAITING or client.waiting_bytes > MAX_WAITING_BYTES:
+            log.warning("local client asks faster than it can be answered: disconnected")
+            self._plane.client_close(client.id)
+            client.waiting.clear()
+            client.waiting_bytes = 0
+
+    def _start(self, client: Client, code: int, payload: bytes) -> None:
+        self.requests += 1
+        if code not in self._commands:
+            self._error(client, f"unknown command: 0x{code:02X}")
+            return
+        command = self._commands[code]
+        if command is None:
+            return
+        work: Reply | str | Coroutine[Any, Any, Reply]
+        try:
+            work = command.handler(client, payload)
+        except Exception as error:
+            work = _text(command, error)
+        before = client.last.get(command.reply)
+        if before is None and not inspect.iscoroutine(work):
+            self._answer(client, command, work)
+            return
+        task = asyncio.get_running_loop().create_task(self._run(client, command, work, before))
+        client.tasks.add(task)
+        client.last[command.reply] = task
+
+        def done(finished: asyncio.Task[None]) -> None:
+            if inspect.iscoroutine(work):
+                work.close()  # it never began if the task was cancelled at once
+            self._done(client, command.reply, finished)
+
+        task.add_done_callback(done)
+
+    async def _run(
+        self,
+        client: Client,
+        command: Command,
+        work: Reply | str | Coroutine[Any, Any, Reply],
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        result: Reply | str
+        try:
+            result = await work if inspect.iscoroutine(work) else work
+        except Exception as error:
+            result = _text(command, error)
+        try:
+            if before is not None:
+                await asyncio.wait({before})
+        except asyncio.CancelledError:
+            if isinstance(result, Reply) and result.sent:
+                result.sent(False)
+            raise
+        self._answer(client, command, result)
+
+    def _done(self, client: Client, reply: int, task: asyncio.Task[None]) -> None:
+        client.tasks.discard(task)
+        if client.last.get(reply) is task:
+            del client.last[reply]
+        if not task.cancelled() and task.exception():
+            log.error("a request failed", exc_info=task.exception())
+        while client.waiting and len(client.tasks) < MAX_IN_FLIGHT and client.id in self.clients:
+            code, payload = client.waiting.popleft()
+            client.waiting_bytes -= len(payload)
+            self._start(client, code, payload)
+
+    # ---- replies ----
+
+    def _answer(self, client: Client, command: Command, result: Reply | str) -> None:
+        if isinstance(result, str):
+            self._error(client, result)
+            return
+        if len(result.payload) > MAX_PAYLOAD:
+            log.error("reply does not fit one frame", extra={"command": command.label})
+            self._error(client, f"{command.label}: the answer is too large")
+            delivered = False
+        else:
+            delivered = self._plane.client_send(client.id, command.reply, result.payload)
+        if result.sent:
+            result.sent(delivered)
+
+    def _error(self, client: Client, text: str) -> None:
+        self._plane.client_send(client.id, ERROR, b"\x00\x01" + text.encode()[:4096])
+
+    def _left(self, client: Client) -> None:
+        client.waiting.clear()
+        for task in list(client.tasks):
+            task.cancel()
+        self._gone(client)
+
+
+def _text(command: Command, error: Exception) -> str:
+    """What the client reads about a failed request."""
+    if isinstance(error, Refusal):
+        return error.text
+    if isinstance(error, PilotError):
+        return f"{command.label}: {error.message}"
+    if isinstance(error, CoreError):
+        return f"{command.label}: {error.strerror}"
+    log.error("a request failed", exc_info=error, extra={"command": command.label})
+    return f"{command.label}: internal error"

@@ -1,0 +1,205 @@
+"""Requests about streams, ports and datagrams (ipc.md section 2). Stream bytes themselves never come here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pilot._core import OWNER_CLIENT, CoreError, Event
+from pilot.daemon.ipc import Client, Command, Refusal, Reply
+from pilot.errors import PilotError
+from pilot.services.stream import DialError
+from pilot.wire.address import SIZE, Address, unpack
+
+if TYPE_CHECKING:
+    from pilot.daemon.node import Node
+
+BIND, BIND_OK, DIAL, DIAL_OK, ACCEPT = 0x01, 0x02, 0x03, 0x04, 0x05
+UNBIND, UNBIND_OK, CONFIRM, CONFIRM_OK = 0x37, 0x38, 0x39, 0x3A
+DIAL_S = 30.0
+CONFIRM_S = 15.0
+MAX_CONNS = 4096  # a client may hold or open
+MAX_PORTS = 1024  # a client may bind
+MAX_DATAGRAM = 65000
+_EEXIST, _ELIMIT = -9, -7
+
+
+class StreamCommands:
+    """Bind, Unbind, Dial, SendToConfirm, and the Accept push."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._plane = node.plane
+        self._holders: dict[int, Client] = {}  # connection: the client that holds it
+
+    def table(self) -> Mapping[int, Command]:
+        """Commands by code."""
+        return {
+            BIND: Command(BIND_OK, "bind", self._bind),
+            UNBIND: Command(UNBIND_OK, "unbind", self._unbind),
+            DIAL: Command(DIAL_OK, "dial", self._dial),
+            CONFIRM: Command(CONFIRM_OK, "sendto", self._confirm),
+        }
+
+    # ---- events ----
+
+    def accepted(self, client: Client | None, event: Event) -> None:
+        """An inbound stream on a port that a client bound."""
+        if client is None or client.conns >= MAX_CONNS:
+            self._plane.abort(event.conn)
+            return
+        remote = Address(event.remote_net, event.node)
+        push = (
+            event.local_port.to_bytes(2, "big")
+            + event.conn.to_bytes(4, "big")
+            + remote.pack()
+            + event.remote_port.to_bytes(2, "big")
+        )
+        client.conns += 1
+        self._hand_over(client, event.conn, self._plane.client_send(client.id, ACCEPT, push))
+
+    def closed(self, conn: int) -> None:
+        """A connection is gone."""
+        client = self._holders.pop(conn, None)
+        if client:
+            client.conns -= 1
+
+    def gone(self, client: Client) -> None:
+        """A client left: its ports are free. The data plane has closed its connections."""
+        for port in client.ports:
+            with contextlib.suppress(CoreError):
+                self._plane.unlisten(port)
+        client.ports.clear()
+
+    # ---- requests ----
+
+    def _bind(self, client: Client, payload: bytes) -> Reply:
+        if len(payload) < 2:
+            raise Refusal("bind: missing port")
+        port = int.from_bytes(payload[:2], "big")
+        if len(client.ports) >= MAX_PORTS:
+            raise Refusal(f"bind: per-client port quota ({MAX_PORTS}) reached")
+        try:
+            self._plane.listen(port, OWNER_CLIENT, client.id)
+        except CoreError as error:
+            if error.code == _EEXIST:
+                raise Refusal(f"port {port} already bound") from None
+            raise
+        client.ports.add(port)
+        return Reply(payload[:2])
+
+    def _unbind(self, client: Client, payload: bytes) -> Reply:
+        if len(payload) < 2:
+            raise Refusal("unbind: port is required")
+        port = int.from_bytes(payload[:2], "big")
+        if port not in client.ports:
+            raise Refusal("unbind: port is not owned by this client")
+        client.ports.discard(port)
+        self._plane.unlisten(port)
+        return Reply(payload[:2])
+
+    async def _dial(self, client: Client, payload: bytes) -> Reply:
+        if len(payload) < SIZE + 2:
+            raise Refusal("dial: missing address/port")
+        to = unpack(payload)
+        port = int.from_bytes(payload[SIZE : SIZE + 2], "big")
+        self._check_peer("dial", to)
+        if client.conns >= MAX_CONNS:
+            raise Refusal(f"dial: per-client connection quota ({MAX_CONNS}) reached")
+        client.conns += 1
+        try:
+            conn = await self._open(client, to, port)
+        except BaseException:
+            client.conns -= 1
+            raise
+        return Reply(conn.to_bytes(4, "big"), lambda sent: self._hand_over(client, conn, sent))
+
+    async def _open(self, client: Client, to: Address, port: int) -> int:
+        """Dials; meanwhile the registry may say that there is no such node, which ends the wait."""
+        node = self._node
+        dial = asyncio.ensure_future(
+            node.hub.dial_conn(
+                to.node,
+                port,
+                local_net=node.local_net(to.network),
+                remote_net=to.network,
+                client=client.id,
+                timeout=DIAL_S,
+            )
+        )
+        path = asyncio.ensure_future(node.traversal.connect(to.node, DIAL_S))
+        try:
+            await asyncio.wait({dial, path}, return_when=asyncio.FIRST_COMPLETED)
+            if not dial.done():
+                refused = path.exception()
+                if isinstance(refused, PilotError) and refused.code == "not_found":
+                    raise Refusal(f"resolve node {to.node}: registry: {refused.message}")
+            return int((await asyncio.shield(dial)).conn)
+        except DialError as error:
+            raise Refusal(_dial_text(error, path)) from None
+        except BaseException:
+            dial.cancel()
+            dial.add_done_callback(self._unwanted)
+            raise
+        finally:
+            path.cancel()
+            await asyncio.gather(path, return_exceptions=True)
+
+    def _unwanted(self, dial: asyncio.Future[Event]) -> None:
+        """The client left, or the dial was given up, as it succeeded."""
+        if not dial.cancelled() and dial.exception() is None:
+            self._plane.abort(dial.result().conn)
+
+    async def _confirm(self, client: Client, payload: bytes) -> Reply:
+        """Answers when the datagram was handed to a proved session: it left this node under encryption."""
+        if len(payload) < SIZE + 2:
+            raise Refusal("sendto: missing header")
+        to = unpack(payload)
+        port = int.from_bytes(payload[SIZE : SIZE + 2], "big")
+        data = payload[SIZE + 2 :]
+        self._check_peer("sendto", to)
+        if not data:
+            raise Refusal("sendto: empty datagram")
+        if len(data) > MAX_DATAGRAM:
+            raise Refusal(f"sendto: datagram too large ({len(data)} bytes, at most {MAX_DATAGRAM})")
+        await self._node.traversal.connect(to.node, CONFIRM_S)
+        try:
+            self._plane.send_datagram(
+                to.node, port, data, local_net=self._node.local_net(to.network), remote_net=to.network
+            )
+        except CoreError as error:
+            if error.code == _ELIMIT:
+                raise Refusal("sendto: the peer's queue is full, or the datagram too large") from None
+            raise
+        return Reply()
+
+    # ---- inside ----
+
+    def _check_peer(self, label: str, to: Address) -> None:
+        if to.node == self._node.node_id:
+            raise Refusal(f"{label}: invalid address: {to} is this node itself")
+        if to.node == 0 or to.is_broadcast:
+            raise Refusal(f"{label}: invalid address: {to} is not one node")
+
+    def _hand_over(self, client: Client, conn: int, sent: bool) -> None:
+        """The client knows the connection now (sent), so its bytes may flow; otherwise nobody wants it."""
+        if sent:
+            try:
+                self._plane.attach(conn, client.id)
+            except CoreError:  # reset or client gone meanwhile
+                pass
+            else:
+                self._holders[conn] = client
+                return
+        client.conns -= 1
+        self._plane.abort(conn)
+
+
+def _dial_text(error: DialError, path: asyncio.Future[None]) -> str:
+    """The reason of a failed dial; what the paths know about it goes with a timeout."""
+    failed = path.exception() if path.done() and not path.cancelled() else None
+    if error.code == "timeout" and isinstance(failed, PilotError) and "key exchange" not in error.message:
+        return f"{error.message}: {failed.message}"
+    return error.message
