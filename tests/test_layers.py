@@ -14,18 +14,19 @@ ROOT = Path(pilot.__file__).parent
 # Package -> the packages of ours that it may import. Anything else is upward or sideways.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "_core": set(),
     "wire": {"errors"},
     "tunnel": {"errors", "wire"},
     "traversal": {"errors", "wire", "tunnel", "_core"},
     "registry": {"errors", "wire"},
     "beacon": {"errors", "wire", "_core", "registry"},
-    "trust": {"errors", "wire", "_core", "registry", "services", "tunnel", "traversal"},
-    "services": {"errors", "wire", "_core"},
-    "daemon": {"errors", "wire", "_core", "tunnel", "traversal", "registry", "trust", "services"},
+    "trust": {"errors", "files", "wire", "_core", "registry", "services", "tunnel", "traversal"},
+    "services": {"errors", "files", "wire", "_core"},
+    "daemon": {"errors", "files", "wire", "_core", "tunnel", "traversal", "registry", "trust", "services"},
     "rendezvous": {"errors", "wire", "_core", "registry", "beacon"},
     "sdk": {"errors", "wire"},
-    "cli": {"errors", "wire", "sdk", "registry"},
+    "cli": {"errors", "files", "wire", "sdk", "registry"},
 }
 
 

@@ -4,7 +4,6 @@ client    LocalClient: blocking, thread-safe, imports in milliseconds (pilotctl 
 aio       Client: the same for asyncio, one socket per outgoing stream
 streams   Connection, Listener, DatagramPort of the blocking client
 exchange  messages and files to a peer (port 1001)      events    the event stream (port 1002)
-address   addresses and their text form
 _router   bytes of the daemon to replies, streams, accepts and datagrams; shared by both clients
 _requests every request as bytes                         _commands, _aio_commands   one method per request
 """
@@ -15,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pilot.errors import PilotError
-    from pilot.sdk.address import Address
     from pilot.sdk.client import LocalClient
     from pilot.sdk.streams import Connection, DatagramPort, Listener
+    from pilot.wire.address import Address
 
 __all__ = ["Address", "Connection", "DatagramPort", "Listener", "LocalClient", "PilotError"]
 
 _HOME = {
-    "Address": "pilot.sdk.address",
+    "Address": "pilot.wire.address",
     "Connection": "pilot.sdk.streams",
     "DatagramPort": "pilot.sdk.streams",
     "Listener": "pilot.sdk.streams",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pilot.sdk import _requests as rq
 from pilot.sdk._commands import Json, decode, resolved
-from pilot.sdk.address import Address, parse, parse_node
+from pilot.wire.address import Address, parse, parse_node
 
 
 class AioCommands:

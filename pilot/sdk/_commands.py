@@ -8,7 +8,7 @@ from typing import Any
 
 from pilot.sdk import _requests as rq
 from pilot.sdk._router import broken
-from pilot.sdk.address import Address, parse, parse_node
+from pilot.wire.address import Address, parse, parse_node
 
 Json = dict[str, Any]
 

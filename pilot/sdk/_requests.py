@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from pilot.errors import PilotError
-from pilot.sdk.address import Address
+from pilot.wire.address import Address
 
 MAX_FRAME = 1 << 20  # code and payload
 MAX_SEND = 1_048_512  # stream bytes in one Send frame: what upstream clients write at most

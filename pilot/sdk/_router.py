@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pilot.errors import PilotError
 from pilot.sdk import _requests as rq
-from pilot.sdk.address import Address, unpack
+from pilot.wire.address import Address, unpack
 
 SOFT_LIMIT = 4 << 20  # unread bytes of one stream, above which nothing is read that nobody waits for
 HARD_LIMIT = 64 << 20  # unread bytes of one stream, above which its client reads nothing at all

@@ -8,10 +8,10 @@ from pilot.errors import PilotError
 from pilot.sdk._commands import Commands
 
 if TYPE_CHECKING:
-    from pilot.sdk.address import Address
     from pilot.sdk.events import Subscription
     from pilot.sdk.exchange import Progress
     from pilot.sdk.streams import Connection
+    from pilot.wire.address import Address
 
 
 class Services(Commands):

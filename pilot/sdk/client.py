@@ -24,8 +24,8 @@ from pilot.sdk import _requests as rq
 from pilot.sdk._faults import disconnected, from_daemon, not_running, timed_out
 from pilot.sdk._router import HARD_LIMIT, SOFT_LIMIT, AcceptQueue, DatagramQueue, Router, Stream
 from pilot.sdk._services import Services
-from pilot.sdk.address import Address, split_target
 from pilot.sdk.streams import Connection, DatagramPort, Listener
+from pilot.wire.address import Address, split_target
 
 REQUEST_TIMEOUT = 60.0  # a handshake may dial and then ask the registry
 DIAL_TIMEOUT = 30.0

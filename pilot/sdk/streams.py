@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pilot.errors import PilotError
 from pilot.sdk import _requests as rq
 from pilot.sdk._router import AcceptQueue, DatagramQueue, Stream
-from pilot.sdk.address import Address
+from pilot.wire.address import Address
 
 if TYPE_CHECKING:
     from pilot.sdk.client import LocalClient

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pilot.services.files import write_atomic
+from pilot.files import write_atomic
 
 MAX_BYTES = 64 << 20
 MAX_TRUSTED = 65536
