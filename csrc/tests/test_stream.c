@@ -43,6 +43,17 @@ static void silent(pl_stream *s, uint64_t now) {
   CHECK(pl_stream_next(s, now, &o) == 0);
 }
 
+/* Lets time pass until a packet is sent: some deadlines are only housekeeping. */
+static pl_stream_out await(pl_stream *s, uint64_t *at) {
+  pl_stream_out o;
+  do {
+    *at = pl_stream_deadline(s);
+    CHECK(*at != PL_NEVER);
+    CHECK(pl_stream_tick(s, *at) == 0);
+  } while (!pl_stream_next(s, *at, &o));
+  return o;
+}
+
 static void done(pl_stream *s) {
   pl_stream_free(s);
   CHECK(budget.used == 0);
@@ -211,7 +222,7 @@ static void acknowledging(void) {
   CHECK(sacks == 2 && bare == 3);
   /* Re-cut bytes that overlap what is held are taken, toward anybody. */
   CHECK(give(s, PL_FLAG_ACK, seq - 5, 1001, 512, "567890123456789012345678901234567890123456789012345", 50, now) & PL_SEV_READABLE);
-  CHECK(only(s, now).ack == seq + 45 + 5 || 1);
+  CHECK(only(s, now).ack == seq + 50); /* up to 45 by this one, on through a range held */
   give(s, PL_FLAG_ACK, 1, 1001, 512, "0", 1, now); /* a probe with an old byte */
   CHECK(only(s, now).n1 <= 21);
   give(s, PL_FLAG_ACK, 1, 1001, 512, NULL, 0, now);
@@ -278,19 +289,17 @@ static void closed_window(void) {
   silent(s, now + 20 * MS);
   uint64_t first = 0, second = 0;
   for (unsigned i = 0; i < 2; i++) {
-    uint64_t at = pl_stream_deadline(s);
+    uint64_t at;
+    pl_stream_out o = await(s, &at);
     CHECK(at < now + 5 * S);
-    pl_stream_tick(s, at);
-    pl_stream_out o = only(s, at);
     CHECK(o.flags == PL_FLAG_ACK && o.seq == 1003 && o.n1 == 1 && o.p1[0] == 'c');
     give(s, PL_FLAG_ACK, 1, 1004, 0, NULL, 0, at + 10 * MS);
     silent(s, at + 10 * MS);
     *(i ? &second : &first) = at;
   }
   CHECK(second - first >= 2 * (first - now) - 40 * MS); /* backs off */
-  uint64_t at = pl_stream_deadline(s);
-  pl_stream_tick(s, at);
-  only(s, at);
+  uint64_t at;
+  await(s, &at);
   give(s, PL_FLAG_ACK, 1, 1004, 3, NULL, 0, at + MS);
   pl_stream_out o = only(s, at + MS);
   CHECK(o.seq == 1004 && o.n1 == 3);
@@ -437,7 +446,7 @@ static void resets(void) {
   uint64_t now = 2 * S;
   while (!ev) {
     while (pl_stream_next(s, now, &o)) {
-      CHECK(o.seq == 1001 && (o.n1 == 8 || !o.n1)); /* boundaries frozen; the rest are keepalives */
+      CHECK(o.n1 ? o.n1 == 8 && o.seq == 1001 : o.seq == 1009); /* boundaries frozen; the rest are keepalives */
       sent += o.n1 == 8;
     }
     now = pl_stream_deadline(s);
