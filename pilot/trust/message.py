@@ -15,9 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 MAX_BYTES = 64 << 10
 TYPES = frozenset({"handshake_request", "handshake_accept", "handshake_reject", "handshake_revoke"})
-_ESCAPES = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-)
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
 class MessageError(ValueError):
@@ -85,7 +83,8 @@ class HandshakeMessage:
             raw = json.loads(data)
         except (ValueError, RecursionError):
             raise MessageError("not JSON") from None
-        if not isinstance(raw, dict) or raw.get("type") not in TYPES:
+        kind = raw.get("type") if isinstance(raw, dict) else None
+        if not isinstance(kind, str) or kind not in TYPES:
             raise MessageError("no handshake")
         node, timestamp = raw.get("node_id"), raw.get("timestamp")
         if type(node) is not int or not 0 <= node < 1 << 32:
@@ -96,7 +95,7 @@ class HandshakeMessage:
         texts: dict[str, Any] = {name: raw.get(name, "") for name in names}
         if not all(isinstance(t, str) for t in texts.values()):
             raise MessageError("a text is not a string")
-        return cls(type=raw["type"], node_id=node, timestamp=timestamp, **texts)
+        return cls(type=kind, node_id=node, timestamp=timestamp, **texts)
 
     @classmethod
     def build(
