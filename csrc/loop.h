@@ -24,9 +24,11 @@ void pl_loop_cfg_default(pl_loop_cfg *cfg);
 /* Opens the socket; PL_OK and *out, or PL_EIO with errno. The thread is not started. */
 int pl_loop_new(const pl_loop_cfg *cfg, pl_loop **out);
 int pl_loop_start(pl_loop *l);
-/* Adds the listening Unix socket later (the daemon opens it once it is registered). The loop owns fd. */
+/* Adds the listening Unix socket later (the daemon opens it once it is registered). The loop owns fd, also when it fails: PL_EEXIST if
+ * there is one already, PL_EIO with errno, PL_ESTATE after stop. */
 int pl_loop_serve(pl_loop *l, int listen_fd);
-/* Stops and joins the thread (open streams send FIN once), closes everything. */
+/* Stops and joins the thread and closes everything: clients, streams (FIN once where all was acknowledged, RST where bytes are
+ * under way), sockets. Commands and events still work afterwards; nothing is sent. */
 void pl_loop_stop(pl_loop *l);
 void pl_loop_free(pl_loop *l);
 
@@ -36,8 +38,8 @@ int pl_loop_event_fd(const pl_loop *l);   /* owned by the loop; read it to clear
 void pl_loop_local_addr(const pl_loop *l, pl_addr *out);
 
 /* ---- local clients (ipc.md). Call with the lock held. ---- */
-/* Queues one complete IPC frame (length, cmd, payload are written here). PL_ENOENT, PL_ELIMIT (client reads too slowly; it will be
- * disconnected after 10 s). */
+/* Queues one complete IPC frame (length, cmd, payload are written here). PL_ENOENT, PL_EFORMAT (over 1 MiB), PL_ELIMIT (client
+ * reads too slowly; it will be disconnected after 10 s). */
 int pl_loop_client_send(pl_loop *l, uint32_t client, uint8_t cmd, const uint8_t *payload, uint32_t len);
 int pl_loop_client_close(pl_loop *l, uint32_t client);
 /* Hands a connection to a client: its bytes flow as Recv frames from now on, after frames queued before. */
@@ -45,10 +47,14 @@ int pl_loop_attach(pl_loop *l, uint32_t conn, uint32_t client);
 
 typedef struct pl_loop_stats {
   uint64_t recv_calls, recv_datagrams, send_calls, send_datagrams, send_errors, gso_fallbacks, wakeups;
-  uint64_t client_frames, client_bad_frames, client_slow;
+  uint64_t client_frames, client_bad_frames;
+  uint64_t client_slow;           /* disconnected: did not read for 10 s while output waited */
+  uint64_t client_refused;        /* another user's, or beyond max_clients */
+  uint64_t client_send_drops;     /* Send and SendTo frames with nowhere to go */
+  uint64_t client_datagram_drops; /* RecvFrom pushes that found a client's queue full */
   uint32_t clients;
   bool gso, gro;
 } pl_loop_stats;
-void pl_loop_get_stats(const pl_loop *l, pl_loop_stats *out);
+void pl_loop_get_stats(pl_loop *l, pl_loop_stats *out);
 
 #endif

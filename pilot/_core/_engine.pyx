@@ -597,7 +597,8 @@ cdef class DataPlane(EngineBase):
     def stats(self):
         cdef pl_loop_stats st
         d = EngineBase.stats(self)
-        pl_loop_get_stats(self.loop, &st)
+        with nogil:
+            pl_loop_get_stats(self.loop, &st)
         d.update(dict(st))
         return d
 

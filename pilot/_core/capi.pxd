@@ -205,6 +205,7 @@ cdef extern from "loop.h" nogil:
     ctypedef struct pl_loop_stats:
         uint64_t recv_calls, recv_datagrams, send_calls, send_datagrams, send_errors, gso_fallbacks, wakeups
         uint64_t client_frames, client_bad_frames, client_slow
+        uint64_t client_refused, client_send_drops, client_datagram_drops
         uint32_t clients
         cbool gso, gro
     void pl_loop_cfg_default(pl_loop_cfg *cfg)
@@ -220,7 +221,7 @@ cdef extern from "loop.h" nogil:
     int pl_loop_client_send(pl_loop *l, uint32_t client, uint8_t cmd, const uint8_t *payload, uint32_t len)
     int pl_loop_client_close(pl_loop *l, uint32_t client)
     int pl_loop_attach(pl_loop *l, uint32_t conn, uint32_t client)
-    void pl_loop_get_stats(const pl_loop *l, pl_loop_stats *out)
+    void pl_loop_get_stats(pl_loop *l, pl_loop_stats *out)
 
 
 cdef extern from "relay.h" nogil:
