@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilot.wire.address import Address
 from pilot.wire.errors import WireError
@@ -18,7 +17,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
 class BindOk(Message):
     """The port is bound; connections to it come as Accept."""
 
@@ -27,7 +25,6 @@ class BindOk(Message):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
 class DialOk(Message):
     """The remote side has accepted."""
 
@@ -36,7 +33,6 @@ class DialOk(Message):
     conn_id: int
 
 
-@dataclass(frozen=True, slots=True)
 class Accept(Message):
     """Push: a connection came for a bound port."""
 
@@ -48,7 +44,6 @@ class Accept(Message):
     remote_port: int
 
 
-@dataclass(frozen=True, slots=True)
 class Recv(Message):
     """Push: stream bytes."""
 
@@ -58,7 +53,6 @@ class Recv(Message):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class CloseOk(Message):
     """Push, even when it answers Close: the connection is gone."""
 
@@ -67,7 +61,6 @@ class CloseOk(Message):
     conn_id: int
 
 
-@dataclass(frozen=True, slots=True)
 class Error(Message):
     """The request failed. number: ERROR_CODE."""
 
@@ -77,7 +70,6 @@ class Error(Message):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
 class RecvFrom(Message):
     """Push: a datagram."""
 
@@ -89,7 +81,6 @@ class RecvFrom(Message):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class UnbindOk(Message):
     """The port is free."""
 
@@ -98,22 +89,19 @@ class UnbindOk(Message):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
 class SendToConfirmOk(Message):
     """The datagram was sent."""
 
     code = Cmd.SEND_TO_CONFIRM_OK
 
 
-@dataclass(frozen=True, slots=True)
 class BroadcastOk(Message):
     """The broadcast was sent."""
 
     code = Cmd.BROADCAST_OK
 
 
-@dataclass(frozen=True, slots=True)
-class JsonReply:
+class JsonReply(NamedTuple):
     """A reply whose payload is a JSON object."""
 
     code: int

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 from pilot.wire.address import Address, unpack
 from pilot.wire.errors import WireError
@@ -74,23 +73,53 @@ STRINGS = Kind(0, to_json, _strings, rest=True)
 LATER_U32 = Kind(0, U32.pack, lambda raw: U32.unpack(raw[:4]) if len(raw) >= 4 else 0, rest=True)  # may be missing: 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass_transform(frozen_default=True)
 class Message:
     """Base of all messages. code: what they are; lead: fixed bytes that the payload starts with (sub-commands);
-    layout: one Kind a field; short: error text when fixed fields are missing."""
+    layout: one Kind a field; short: error text when fixed fields are missing.
+
+    Annotations of a subclass are its fields, as in a dataclass; making fifty real ones would cost a command line that
+    starts on this module more time than all the rest.
+    """
 
     code: ClassVar[int]
     lead: ClassVar[bytes] = b""
     layout: ClassVar[tuple[Kind, ...]] = ()
     short: ClassVar[str] = "truncated"
+    _names: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls._names = tuple(n for n, kind in cls.__annotations__.items() if not kind.startswith("ClassVar"))
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        given = dict(zip(self._names, values, strict=False), **named)
+        wrong = len(values) > len(self._names) or not named.keys() <= set(self._names)
+        if wrong or any(name not in given and not hasattr(self, name) for name in self._names):  # defaults: class attributes
+            raise TypeError(f"fields of {type(self).__name__}: {', '.join(self._names)}")
+        self.__dict__.update(given)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._values() == self._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._values()}"
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self._names)
 
     @property
     def payload(self) -> bytes:
         """What follows the code. Raises WireError for values that do not fit their fields."""
         parts = [self.lead]
         try:
-            for field, kind in zip(fields(self), self.layout, strict=True):
-                parts.append(kind.pack(getattr(self, field.name)))
+            for value, kind in zip(self._values(), self.layout, strict=True):
+                parts.append(kind.pack(value))
         except (OverflowError, ValueError, TypeError):
             raise WireError(f"{type(self).__name__}: a value does not fit its field") from None
         return b"".join(parts)
@@ -116,7 +145,6 @@ class Message:
         return cls(*values)
 
 
-@dataclass(frozen=True, slots=True)
 class Request(Message):
     """Base of all requests. label: what a client puts in front of the daemon's error text."""
 

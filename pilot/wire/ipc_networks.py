@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pilot.wire.errors import WireError
 from pilot.wire.ipc_frames import Cmd
 from pilot.wire.ipc_message import FLAG, STRINGS, TEXT, U16, U32, Request, counted, labelled, split_counted, uints
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkList(Request):
     """Networks the registry knows."""
 
     code, lead, label = Cmd.NETWORK, b"\x01", "network list"
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkJoin(Request):
     """Becomes a member."""
 
@@ -27,7 +24,6 @@ class NetworkJoin(Request):
     token: str
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkLeave(Request):
     """Ends a membership."""
 
@@ -36,7 +32,6 @@ class NetworkLeave(Request):
     network: int
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkMembers(Request):
     """Who is in a network."""
 
@@ -45,7 +40,6 @@ class NetworkMembers(Request):
     network: int
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkInvite(Request):
     """Invites a node."""
 
@@ -55,14 +49,12 @@ class NetworkInvite(Request):
     node: int
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkPollInvites(Request):
     """Invitations to this node."""
 
     code, lead, label = Cmd.NETWORK, b"\x06", "network poll-invites"
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkRespondInvite(Request):
     """Accepts or declines an invitation."""
 
@@ -72,7 +64,6 @@ class NetworkRespondInvite(Request):
     accept: bool
 
 
-@dataclass(frozen=True, slots=True)
 class ManagedStatus(Request):
     """State of a managed network."""
 
@@ -81,7 +72,6 @@ class ManagedStatus(Request):
     network: int
 
 
-@dataclass(frozen=True, slots=True)
 class ManagedCycle(Request):
     """Runs a cycle now."""
 
@@ -90,7 +80,6 @@ class ManagedCycle(Request):
     network: int
 
 
-@dataclass(frozen=True, slots=True)
 class ManagedReconcile(Request):
     """Fetches membership anew."""
 
@@ -99,7 +88,6 @@ class ManagedReconcile(Request):
     network: int
 
 
-@dataclass(frozen=True, slots=True)
 class PolicyGet(Request):
     """The policy of a network."""
 
@@ -108,7 +96,6 @@ class PolicyGet(Request):
     network: int
 
 
-@dataclass(frozen=True, slots=True)
 class PolicySet(Request):
     """Replaces the policy. policy: JSON text, not judged here."""
 
@@ -131,7 +118,6 @@ class PolicySet(Request):
         return cls(U16.unpack(payload[2:4]), *split_counted(payload[4:], "managed policy: truncated token"))
 
 
-@dataclass(frozen=True, slots=True)
 class MemberTagsGet(Request):
     """Tags of a member."""
 
@@ -141,7 +127,6 @@ class MemberTagsGet(Request):
     node: int
 
 
-@dataclass(frozen=True, slots=True)
 class MemberTagsSet(Request):
     """Replaces the tags of a member."""
 

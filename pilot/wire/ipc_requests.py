@@ -7,7 +7,6 @@ is the text of its Error frame, word for word as other daemons say it, since cli
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pilot.wire import ipc_networks as networks
@@ -38,7 +37,6 @@ WAIT_MAX_MS = 30_000
 # ---- streams and datagrams ----
 
 
-@dataclass(frozen=True, slots=True)
 class Bind(Request):
     """Connections to `port` shall come to this client."""
 
@@ -46,7 +44,6 @@ class Bind(Request):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
 class Unbind(Request):
     """Gives a bound port back."""
 
@@ -54,7 +51,6 @@ class Unbind(Request):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
 class Dial(Request):
     """Opens a connection."""
 
@@ -63,7 +59,6 @@ class Dial(Request):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
 class Send(Request):
     """Stream bytes, at most MAX_SEND. No reply."""
 
@@ -72,7 +67,6 @@ class Send(Request):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class Close(Request):
     """Ends a connection; CloseOk comes as a push."""
 
@@ -80,7 +74,6 @@ class Close(Request):
     conn_id: int
 
 
-@dataclass(frozen=True, slots=True)
 class SendTo(Request):
     """A datagram. No reply."""
 
@@ -90,7 +83,6 @@ class SendTo(Request):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class SendToConfirm(Request):
     """A datagram whose sending is confirmed."""
 
@@ -100,14 +92,12 @@ class SendToConfirm(Request):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class Cancel(Request):
     """Ends the dials of this client that are under way. No reply."""
 
     code, label = Cmd.CANCEL, "cancel"
 
 
-@dataclass(frozen=True, slots=True)
 class Broadcast(Request):
     """A datagram to every member of a network."""
 
@@ -134,21 +124,18 @@ class Broadcast(Request):
 # ---- the node itself ----
 
 
-@dataclass(frozen=True, slots=True)
 class Info(Request):
     """State of the node."""
 
     code, label = Cmd.INFO, "info"
 
 
-@dataclass(frozen=True, slots=True)
 class Health(Request):
     """State in short, without asking anybody."""
 
     code, label = Cmd.HEALTH, "health"
 
 
-@dataclass(frozen=True, slots=True)
 class ResolveHostname(Request):
     """Node of a name."""
 
@@ -156,7 +143,6 @@ class ResolveHostname(Request):
     hostname: str
 
 
-@dataclass(frozen=True, slots=True)
 class SetHostname(Request):
     """Own name; "" gives it up."""
 
@@ -164,7 +150,6 @@ class SetHostname(Request):
     hostname: str
 
 
-@dataclass(frozen=True, slots=True)
 class SetVisibility(Request):
     """public: everybody may resolve and dial the node."""
 
@@ -172,14 +157,12 @@ class SetVisibility(Request):
     public: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Deregister(Request):
     """Leaves the registry."""
 
     code, label = Cmd.DEREGISTER, "deregister"
 
 
-@dataclass(frozen=True, slots=True)
 class SetTags(Request):
     """Own tags, at most MAX_TAGS."""
 
@@ -195,7 +178,6 @@ class SetTags(Request):
         return cls(tags)
 
 
-@dataclass(frozen=True, slots=True)
 class SetWebhook(Request):
     """Where events are posted; "" for nowhere."""
 
@@ -203,7 +185,6 @@ class SetWebhook(Request):
     url: str
 
 
-@dataclass(frozen=True, slots=True)
 class SetTaskExec(Request):
     """The node takes tasks (Feb-2026 clients)."""
 
@@ -211,14 +192,12 @@ class SetTaskExec(Request):
     on: bool
 
 
-@dataclass(frozen=True, slots=True)
 class RotateKey(Request):
     """A new identity key."""
 
     code, label = Cmd.ROTATE_KEY, "rotate_key"
 
 
-@dataclass(frozen=True, slots=True)
 class PreferDirect(Request):
     """Tries again to reach a relayed peer directly. The payload is exactly the node."""
 
@@ -233,7 +212,6 @@ class PreferDirect(Request):
         return cls(U32.unpack(payload))
 
 
-@dataclass(frozen=True, slots=True)
 class PathInfo(Request):
     """How a peer is reached. wait_ms: look for a path so long, at most WAIT_MAX_MS; 0 = tell what is known."""
 
@@ -242,7 +220,6 @@ class PathInfo(Request):
     wait_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
 class SubmitBadge(Request):
     """fields: badge, badge_sig."""
 
@@ -250,7 +227,6 @@ class SubmitBadge(Request):
     fields: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
 class EnrollRecovery(Request):
     """fields: enrollment, enrollment_sig."""
 
@@ -258,7 +234,6 @@ class EnrollRecovery(Request):
     fields: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
 class SignEnvelope(Request):
     """fields: audience, body_hash or body_b64, nonce?."""
 
@@ -266,7 +241,6 @@ class SignEnvelope(Request):
     fields: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
 class VerifyEnvelope(Request):
     """fields: envelope, signature, check_standing, max_skew_secs."""
 
@@ -277,7 +251,6 @@ class VerifyEnvelope(Request):
 # ---- trust: sub-commands of Handshake ----
 
 
-@dataclass(frozen=True, slots=True)
 class Handshake(Request):
     """Asks a node for trust."""
 
@@ -287,7 +260,6 @@ class Handshake(Request):
     justification: str
 
 
-@dataclass(frozen=True, slots=True)
 class ApproveHandshake(Request):
     """Trusts a node that asked."""
 
@@ -296,7 +268,6 @@ class ApproveHandshake(Request):
     node: int
 
 
-@dataclass(frozen=True, slots=True)
 class RejectHandshake(Request):
     """Turns a node down."""
 
@@ -306,21 +277,18 @@ class RejectHandshake(Request):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
 class PendingHandshakes(Request):
     """Nodes that asked and have no answer."""
 
     code, lead, label = Cmd.HANDSHAKE, b"\x04", "pending"
 
 
-@dataclass(frozen=True, slots=True)
 class TrustedPeers(Request):
     """Nodes that are trusted."""
 
     code, lead, label = Cmd.HANDSHAKE, b"\x05", "trusted"
 
 
-@dataclass(frozen=True, slots=True)
 class RevokeTrust(Request):
     """Trusts a node no longer."""
 
@@ -329,7 +297,6 @@ class RevokeTrust(Request):
     node: int
 
 
-@dataclass(frozen=True, slots=True)
 class WaitForTrust(Request):
     """Answers when the node is trusted, at the latest after timeout_ms (at most WAIT_MAX_MS); 0 = at once."""
 
