@@ -215,9 +215,7 @@ class StreamHub:
 
         Raises DialError, or CoreError when a limit is reached. Cancelling it ends the dial.
         """
-        conn = self._plane.dial(
-            node, port, local_net=local_net, remote_net=remote_net, client=client, timeout=timeout
-        )
+        conn = self._plane.dial(node, port, local_net=local_net, remote_net=remote_net, client=client, timeout=timeout)
         future: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
         self._dials[conn] = future
         try:

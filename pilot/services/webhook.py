@@ -104,9 +104,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         authority = host if parts.port is None else f"{host}:{parts.port}"
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request(
-            "POST", path, body, {"Host": authority, "Content-Type": "application/json", **headers}
-        )
+        connection.request("POST", path, body, {"Host": authority, "Content-Type": "application/json", **headers})
         response = connection.getresponse()
         response.read(64 << 10)
         return response.status

@@ -158,28 +158,33 @@ class HandshakeMachine:
         try:
             msg = HandshakeMessage.parse(data)
         except MessageError:
-            return self._drop("malformed")
-        if msg.node_id != remote_node or msg.node_id in (0, self.own_node):
-            return self._drop("wrong_node")
-        if now - msg.timestamp > MAX_AGE_S or msg.timestamp - now > MAX_AHEAD_S:
-            return self._drop("stale")
-        self._sweep(now)
-        digest = msg.replay_hash()
-        if digest in self._seen:
-            return self._drop("replay")
-        if not msg.verify(self.own_node):
-            return self._drop("signature")
-        if len(self._seen) >= REPLAY_MAX:
-            return self._drop("replay_full")
-        if self._seen_of[remote_node] >= REPLAY_PER_NODE:
-            return self._drop("limited")
-        self._seen[digest] = (now, remote_node)
+            self._drop("malformed")
+            return None
+        if objection := self._objection(msg, remote_node, now):
+            self._drop(objection)
+            return None
+        self._seen[msg.replay_hash()] = (now, remote_node)
         self._seen_of[remote_node] += 1
         return msg
 
-    def receive(
-        self, msg: HandshakeMessage, now: float, *, peer_key: bytes | None, shared_network: int = 0
-    ) -> list[Action]:
+    def _objection(self, msg: HandshakeMessage, remote_node: int, now: float) -> str:
+        """Why a message is to be dropped; "" if it is not."""
+        if msg.node_id != remote_node or msg.node_id in (0, self.own_node):
+            return "wrong_node"
+        if now - msg.timestamp > MAX_AGE_S or msg.timestamp - now > MAX_AHEAD_S:
+            return "stale"
+        self._sweep(now)
+        if msg.replay_hash() in self._seen:
+            return "replay"
+        if not msg.verify(self.own_node):
+            return "signature"
+        if len(self._seen) >= REPLAY_MAX:
+            return "replay_full"
+        if self._seen_of[remote_node] >= REPLAY_PER_NODE:
+            return "limited"
+        return ""
+
+    def receive(self, msg: HandshakeMessage, now: float, *, peer_key: bytes | None, shared_network: int = 0) -> list[Action]:
         """Dispatches a checked message. peer_key: the identity key the tunnel of that node was
         authenticated with, or the
         registry's, None if neither is known. shared_network: a joined network both nodes are in, 0 if
@@ -201,9 +206,7 @@ class HandshakeMachine:
             return self._rejected(node, msg.reason)
         return self._revoked(node)
 
-    def relayed_request(
-        self, node: int, justification: str, now: float, shared_network: int = 0
-    ) -> list[Action]:
+    def relayed_request(self, node: int, justification: str, now: float, shared_network: int = 0) -> list[Action]:
         """A request that the registry handed out; it has checked who sent it."""
         if node in (0, self.own_node):
             return []
@@ -335,9 +338,7 @@ class HandshakeMachine:
         if self.store.requested.pop(node, None) is None:
             return []
         self.changed = True
-        return [
-            Emit("handshake.rejected_by_peer", {"peer_node_id": node, "reason": clean_justification(reason)})
-        ]
+        return [Emit("handshake.rejected_by_peer", {"peer_node_id": node, "reason": clean_justification(reason)})]
 
     def _revoked(self, node: int) -> list[Action]:
         if not self._drop_entries(node):

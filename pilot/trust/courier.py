@@ -1,0 +1,101 @@
+"""Handshake messages over streams of their own: one message a stream, no answer on it (services.md section 2)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pilot.errors import PilotError
+from pilot.trust.handshake import REVOKE
+from pilot.trust.message import MAX_BYTES, HandshakeMessage, MessageError
+
+if TYPE_CHECKING:
+    from pilot.services.stream import OverlayStream, StreamHub
+
+log = logging.getLogger(__name__)
+
+PORT = 444
+ONE_SEGMENT = 4000  # bytes of a message; receivers take one segment, below 4096
+DIAL_S = 10.0
+REVOKE_DIAL_S = 5.0  # the peer's connections end after the notice, so it must not be able to hold it up
+LINGER_S = 0.5
+LINGER_STEPS = 25
+
+
+class Courier:
+    """Sends the messages of one node."""
+
+    def __init__(
+        self,
+        hub: StreamHub,
+        public_key: bytes,
+        sign: Callable[[bytes], bytes],
+        now: Callable[[], float],
+    ) -> None:
+        """public_key (32 bytes), sign (plain Ed25519): the node's identity. now: Unix seconds."""
+        self.own_node = 0
+        self._hub = hub
+        self._public_key = public_key
+        self._sign = sign
+        self._now = now
+
+    async def deliver(self, node: int, type_: str, *, justification: str = "", reason: str = "") -> bool:
+        """One message to `node`; False if it was not reached. True says that the message has left."""
+        data = self.message(node, type_, justification=justification, reason=reason)
+        try:
+            timeout = REVOKE_DIAL_S if type_ == REVOKE else DIAL_S
+            stream = await self._hub.dial(node, PORT, timeout=timeout)
+        except (PilotError, OSError) as e:
+            log.debug("handshake.not_reached", extra={"peer": node, "kind": type_, "reason": str(e)})
+            return False
+        try:
+            async with asyncio.timeout(DIAL_S):
+                await stream.write(data)
+            # The published daemons read once and may lose a message that has the end of the stream behind it.
+            for _ in range(LINGER_STEPS):
+                if not stream.unacked:
+                    break
+                await asyncio.sleep(LINGER_S / LINGER_STEPS)
+        except OSError as e:
+            log.debug("handshake.not_sent", extra={"peer": node, "kind": type_, "reason": str(e)})
+            return False
+        finally:
+            stream.close()
+        return True
+
+    def message(self, node: int, type_: str, *, justification: str = "", reason: str = "") -> bytes:
+        """The bytes of a signed message; texts are cut so that it fits one segment."""
+        while True:
+            data = HandshakeMessage.build(
+                type_,
+                self.own_node,
+                node,
+                self._public_key,
+                self._sign,
+                timestamp=int(self._now()),
+                justification=justification,
+                reason=reason,
+            ).encode()
+            if len(data) <= ONE_SEGMENT:
+                return data
+            # Escapes make a text up to six times as long, so the size is known only afterwards.
+            justification, reason = (t[: len(t) * 3 // 4] for t in (justification, reason))
+
+
+async def read_message(stream: OverlayStream) -> bytes:
+    """The bytes of one message: to the end of its JSON object or of the stream, at most one byte above
+    MAX_BYTES. ConnectionError if the stream dies."""
+    data = b""
+    while len(data) <= MAX_BYTES:
+        part = await stream.read(MAX_BYTES + 1 - len(data))
+        if not part:
+            break
+        data += part
+        if data.rstrip().endswith(b"}"):
+            with contextlib.suppress(MessageError):
+                HandshakeMessage.parse(data)
+                break
+    return data
