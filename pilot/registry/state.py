@@ -36,7 +36,6 @@ class Node:
     key_rotated: int = 0
     rotations: int = 0
     signs_register: bool = False  # this key has proved itself at registration: it must from then on
-    signs_time: bool = False  # this key has sent a timed heartbeat: plain ones are refused from then on
     departed: int = 0  # Unix seconds when it was last seen, 0 while it is (or was at the last stop) online
 
     online: bool = False
@@ -47,6 +46,7 @@ class Node:
     version: str = ""
     seen: float = 0.0  # clock of the last sign of life
     previous_key: bytes | None = None  # for the repeat of a rotate_key whose reply was lost
+    expected: bool = False  # online at the last stop and not back yet
 
 
 @dataclass(slots=True)
@@ -58,7 +58,6 @@ class HandshakeRequest:
     justification: str
     time: int  # Unix seconds
     polled: bool = False  # delivered for certain; kept because the answer is still due
-    courier: int = 0  # connection that carried it last, 0 = none yet
     deliveries: int = 0
 
 
@@ -70,7 +69,6 @@ class HandshakeResponse:
     sender: int
     accept: bool
     time: int
-    courier: int = 0
     deliveries: int = 0
 
 
@@ -95,6 +93,10 @@ class Loaded:
     responses: list[HandshakeResponse] = field(default_factory=list)
 
 
+def _in_force(bits: int) -> bool:
+    return bool(bits & ACCEPTED) or bits & 3 == 3
+
+
 class State:
     """The tables and their indexes. Methods keep them in step and write the journal; they check no permission."""
 
@@ -109,15 +111,17 @@ class State:
         self.pairs: dict[tuple[int, int], int] = {}
         self.requests: dict[int, dict[int, HandshakeRequest]] = {}
         self.responses: dict[int, dict[int, HandshakeResponse]] = {}
+        self.links = 0  # pairs in force
         self._pending: dict[int, int] = {}  # node -> pairs that wait for the other side's word
         self._next = 1
         for node in (loaded or Loaded()).nodes:
             if not node.departed:
                 node.departed = now_unix
+                node.expected = True
             self._index(node)
         for low, high, bits in (loaded or Loaded()).pairs:
             self.pairs[low, high] = bits
-            self._count_pending((low, high), bits, 1)
+            self._count((low, high), bits, 1)
         for request in (loaded or Loaded()).requests:
             self.requests.setdefault(request.target, {})[request.sender] = request
         for response in (loaded or Loaded()).responses:
@@ -155,7 +159,7 @@ class State:
         self.by_key[key] = node
         node.key_rotated = now_unix
         node.rotations += 1
-        node.signs_register = node.signs_time = False
+        node.signs_register = False
         self.save(node)
 
     def set_owner(self, node: Node, owner: bytes) -> None:
@@ -189,6 +193,7 @@ class State:
         self.online.move_to_end(node.id)
         changed = node.departed != 0
         node.departed = 0
+        node.expected = False
         return changed
 
     def depart(self, node: Node, now_unix: int) -> None:
@@ -202,7 +207,7 @@ class State:
 
     def expired(self, now: float, stale_s: float, limit: int = 1000) -> Iterable[Node]:
         """Online nodes silent for longer than `stale_s`, oldest first, at most `limit`."""
-        out = []
+        out: list[Node] = []
         for node in self.online.values():
             if now - node.seen <= stale_s or len(out) == limit:
                 break
@@ -213,8 +218,7 @@ class State:
 
     def trusted(self, a: int, b: int) -> bool:
         """Both sides stand for the pair: each reported it, or one accepted the other's handshake."""
-        bits = self.pairs.get((min(a, b), max(a, b)), 0)
-        return bool(bits & ACCEPTED) or bits & 3 == 3
+        return _in_force(self.pairs.get((min(a, b), max(a, b)), 0))
 
     def reported(self, node: int, peer: int) -> bool:
         """Whether `node` itself has vouched for the pair."""
@@ -231,8 +235,8 @@ class State:
         old = self.pairs.get(pair, 0)
         new = old | (bits or (LOW_REPORTED if node < peer else HIGH_REPORTED))
         if new != old:
-            self._count_pending(pair, old, -1)
-            self._count_pending(pair, new, 1)
+            self._count(pair, old, -1)
+            self._count(pair, new, 1)
             self.pairs[pair] = new
             self.journal.pair(*pair, new)
 
@@ -242,11 +246,12 @@ class State:
         old = self.pairs.pop(pair, 0)
         if old == 0:
             return False
-        self._count_pending(pair, old, -1)
+        self._count(pair, old, -1)
         self.journal.pair(*pair, 0)
         return True
 
-    def _count_pending(self, pair: tuple[int, int], bits: int, step: int) -> None:
+    def _count(self, pair: tuple[int, int], bits: int, step: int) -> None:
+        self.links += step * _in_force(bits)
         reporter = {LOW_REPORTED: pair[0], HIGH_REPORTED: pair[1]}.get(bits)
         if reporter is not None:
             count = self._pending.get(reporter, 0) + step

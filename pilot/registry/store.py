@@ -129,7 +129,8 @@ class Store:
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _bad_store(self.path, "in use by another process", "stop the other rendezvous or give this one another -store") from None
+            hint = "stop the other rendezvous or give this one another -store"
+            raise _bad_store(self.path, "in use by another process", hint) from None
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(fd, 0o600)  # the side files of SQLite take the mode of the database
@@ -181,7 +182,7 @@ class Store:
                 Node(
                     id=r[0], key=bytes(r[1]), owner=r[2], hostname=r[3], public=bool(r[4]), tags=tuple(json.loads(r[5])),
                     score=r[6], task_exec=bool(r[7]), key_created=r[8], key_rotated=r[9], rotations=r[10],
-                    signs_register=bool(r[11] & 1), signs_time=bool(r[11] & 2), departed=r[12],
+                    signs_register=bool(r[11]), departed=r[12],
                 )
                 for r in self._db.execute(f"SELECT {','.join(_COLUMNS)} FROM nodes ORDER BY id")
             ]  # fmt: skip
@@ -281,7 +282,7 @@ class Store:
         self._append(
             _PUT_NODE, node.id, node.key, node.owner, node.hostname, node.public, json.dumps(node.tags), node.score,
             node.task_exec, node.key_created, node.key_rotated, node.rotations,
-            node.signs_register | node.signs_time << 1, node.departed,
+            node.signs_register, node.departed,
         )  # fmt: skip
 
     def pair(self, low: int, high: int, bits: int) -> None:
