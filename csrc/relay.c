@@ -3,7 +3,8 @@
  * A relayed datagram is never copied: its 9-byte head becomes a 5-byte one in place, and its iovec starts 4 bytes later. Datagrams for
  * one destination that agree in size are collected into runs, which leave as one UDP_SEGMENT send each.
  * Hardening beyond the published beacons: id 0 is never stored; the sender of a 0x05 must be at its table entry; a 0x05 from a peer beacon is
- * never forwarded again; 0x07 only from peers; punch requests are limited per node and per address. */
+ * never forwarded again; 0x07 only from peers; punch requests are limited per node and per address, and introduce only those who were
+ * known there before. */
 #include "relay_internal.h"
 
 #include <stdlib.h>
@@ -146,9 +147,11 @@ static void on_punch(pl_relay *r, const pl_rx *rx, uint32_t requester, uint32_t 
     r->st.limited++;
     return;
   }
+  /* A first contact is registered and no more: otherwise one datagram with a forged source would make us send two, larger ones. */
+  bool known = pl_relay_known_at(r, requester, &rx->from);
   if (!pl_relay_bind(r, requester, &rx->from, &rx->local, false)) return;
   const pl_relay_node *t = pl_relay_find(r, target);
-  if (!t) {
+  if (!known || !t) {
     r->st.not_found++;
     return;
   }
@@ -185,10 +188,10 @@ static bool route(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, const 
 }
 
 static bool within_budget(const pl_relay *r, pl_relay_node *n, uint32_t len) {
-  double rate = (double)r->cfg.relay_bytes_per_s;
-  if (rate <= 0) return true;
-  n->tokens += (double)(r->now_ns - n->tokens_ns) * rate / 1e9;
-  if (n->tokens > rate) n->tokens = rate;
+  if (r->cfg.relay_bytes_per_s == 0) return true;
+  double burst = pl_relay_burst(r);
+  n->tokens += (double)(r->now_ns - n->tokens_ns) * (double)r->cfg.relay_bytes_per_s / 1e9;
+  if (n->tokens > burst) n->tokens = burst;
   n->tokens_ns = r->now_ns;
   if (n->tokens < len) return false;
   n->tokens -= len;

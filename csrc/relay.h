@@ -14,7 +14,7 @@ typedef struct pl_relay_cfg {
   uint64_t node_ttl_ns;          /* 600 s; at least 180 s */
   uint64_t claim_ttl_ns;         /* 130 s: a different IP may take over an id only when its holder was silent this long */
   uint32_t punch_rate;           /* punch requests per second per (source IP, node): 5, burst 10 */
-  uint64_t relay_bytes_per_s;    /* per sender node, token bucket with one second of burst; 0 = no limit */
+  uint64_t relay_bytes_per_s;    /* per sender node, token bucket with one second of burst, at least one datagram; 0 = no limit */
   uint64_t hash_seed;
 } pl_relay_cfg;
 void pl_relay_cfg_default(pl_relay_cfg *cfg);
@@ -54,7 +54,7 @@ typedef struct pl_relay_stats {
   uint64_t punches;        /* pairs of 0x04 sent */
   uint64_t relayed, relayed_bytes; /* delivered to a node; payload bytes */
   uint64_t forwarded;      /* passed on to a peer beacon */
-  uint64_t not_found;      /* relay or punch target unknown */
+  uint64_t not_found;      /* relay or punch target unknown, or a punch request from someone unknown until then */
   uint64_t spoofed;        /* 0x05 not from its sender's address, an id claimed from elsewhere, 0x07 from a stranger */
   uint64_t limited;        /* over a rate, or no room in the table */
   uint64_t bad;            /* short or of a type that a beacon does not take */
@@ -63,19 +63,31 @@ typedef struct pl_relay_stats {
 } pl_relay_stats;
 void pl_relay_get_stats(const pl_relay *r, pl_relay_stats *out);
 
-/* Threaded shell. Lock as in loop.h. */
+/* Threaded shell. The thread waits for the socket and takes the lock per batch; any other thread may lock, call pl_relay_*, unlock. Waiting
+ * threads and the data thread take turns, so a flood on the socket cannot keep the control plane out. */
 typedef struct pl_relay_loop pl_relay_loop;
+/* Opens the socket; PL_OK and *out, PL_ENOMEM, or PL_EIO with errno. The thread is not started. */
 int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, uint32_t socket_buffer, pl_relay_loop **out);
+/* PL_ESTATE if it runs already, PL_EIO with errno if there is no thread to be had. */
 int pl_relay_loop_start(pl_relay_loop *l);
-void pl_relay_loop_stop(pl_relay_loop *l);
-void pl_relay_loop_free(pl_relay_loop *l);
+void pl_relay_loop_stop(pl_relay_loop *l); /* joins the thread; may be started again */
+void pl_relay_loop_free(pl_relay_loop *l); /* stops first; NULL is allowed */
 pl_relay *pl_relay_loop_lock(pl_relay_loop *l, uint64_t *now_ns);
 void pl_relay_loop_unlock(pl_relay_loop *l);
 void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out);
-/* Sends one datagram from the beacon socket (gossip). PL_OK or PL_EIO with errno. */
+/* Sends one datagram from the beacon socket (gossip). PL_OK or PL_EIO with errno. With or without the lock. */
 int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len);
 /* The same to a node in the table, from the very address the node knows (notify: beacon.md 1, source pinning). With the lock held.
  * PL_ENOENT if the node is not there. */
 int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len);
+
+typedef struct pl_relay_loop_stats {
+  uint64_t wakeups, recv_calls, recv_datagrams, send_calls, send_datagrams;
+  uint64_t send_errors;   /* datagrams that the kernel refused or had no room for */
+  uint64_t gso_fallbacks;
+  bool gso, gro;
+} pl_relay_loop_stats;
+/* With the lock held. */
+void pl_relay_loop_get_stats(const pl_relay_loop *l, pl_relay_loop_stats *out);
 
 #endif

@@ -96,6 +96,10 @@ uint64_t pl_relay_hash(const pl_relay *r, const pl_addr *a, uint64_t salt);
 
 /* The bound node, or NULL. */
 pl_relay_node *pl_relay_find(const pl_relay *r, uint32_t id);
+/* Whether `id` was bound at this holder's address already, or the registry vouches for it there. */
+bool pl_relay_known_at(const pl_relay *r, uint32_t id, const pl_addr *from);
+/* Capacity of a node's relay budget, bytes: one second, and no less than one datagram. */
+double pl_relay_burst(const pl_relay *r);
 /* Binds `id` to `from` if the rules of a claim allow it; NULL (counted) if not. */
 pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, const pl_addr *local, bool wants_dst);
 pl_relay_peer *pl_relay_find_peer(const pl_relay *r, const pl_addr *a);

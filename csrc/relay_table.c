@@ -8,6 +8,8 @@
 
 #include <stdlib.h>
 
+#include "wire.h"
+
 static uint64_t mix(uint64_t h) {
   h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9ull;
   h = (h ^ h >> 27) * 0x94d049bb133111ebull;
@@ -99,6 +101,13 @@ static bool make_room(pl_relay *r, bool vouched_claim) {
   return true;
 }
 
+bool pl_relay_known_at(const pl_relay *r, uint32_t id, const pl_addr *from) {
+  const pl_relay_node *n = pl_map_get(&r->nodes, id);
+  return n && ((n->bound && same_holder(&n->addr, from)) || (n->vouched && same_holder(&n->vouch, from)));
+}
+
+double pl_relay_burst(const pl_relay *r) { return (double)pl_max64(r->cfg.relay_bytes_per_s, PL_UDP_MAX); }
+
 pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, const pl_addr *local, bool wants_dst) {
   pl_relay_node *n = pl_map_get(&r->nodes, id);
   bool vouched = n && n->vouched && same_holder(&n->vouch, from);
@@ -117,7 +126,7 @@ pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, cons
       return NULL;
     }
     n->bound = true;
-    n->tokens = (double)r->cfg.relay_bytes_per_s;
+    n->tokens = pl_relay_burst(r);
     n->tokens_ns = r->now_ns;
     r->n_bound++;
   }

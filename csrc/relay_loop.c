@@ -1,0 +1,180 @@
+/* The beacon's data thread around the sans-I/O relay: socket in, pl_relay_input, socket out.
+ *
+ * One batch: pl_udp_recv (GRO trains), pl_relay_input (heads rewritten in place), pl_udp_sendv (GSO trains), all from the receive arena, under
+ * one hold of the lock. `lock` guards the relay and the socket's counters; `turn` stands before it, so that a caller who waits gets the
+ * lock before the thread that has just released it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
+#include "relay.h"
+
+#define EXPIRE_NS PL_NS_PER_S
+
+struct pl_relay_loop {
+  pl_relay *relay;
+  pl_udp udp;
+  pthread_mutex_t turn, lock;
+  pthread_t thread;
+  bool running;
+  int wake[2]; /* pipe: a byte ends the thread */
+  uint64_t wakeups, expired_ns;
+};
+
+static uint64_t clock_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * PL_NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+static void take(pl_relay_loop *l) {
+  pthread_mutex_lock(&l->turn);
+  pthread_mutex_lock(&l->lock);
+  pthread_mutex_unlock(&l->turn);
+}
+
+/* One batch. True if more is waiting. */
+static bool serve(pl_relay_loop *l) {
+  pl_rx batch[PL_UDP_BATCH];
+  const pl_relay_send *sends;
+  take(l);
+  l->wakeups++;
+  int n = pl_udp_recv(&l->udp, batch);
+  uint64_t now = clock_ns();
+  if (n > 0) {
+    pl_relay_input(l->relay, batch, (unsigned)n, now);
+    unsigned n_sends = pl_relay_sends(l->relay, &sends);
+    pl_udp_sendv(&l->udp, sends, n_sends);
+  }
+  if (now - l->expired_ns >= EXPIRE_NS) {
+    pl_relay_expire(l->relay, now);
+    l->expired_ns = now;
+  }
+  bool more = l->udp.more;
+  pthread_mutex_unlock(&l->lock);
+  return more;
+}
+
+static void *run(void *arg) {
+  pl_relay_loop *l = arg;
+#ifdef __linux__
+  prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); /* the waits of pl_udp_sendv end in time */
+  prctl(PR_SET_NAME, "pilot-relay", 0, 0, 0);
+#endif
+  struct pollfd fds[2] = {{.fd = l->udp.fd, .events = POLLIN}, {.fd = l->wake[0], .events = POLLIN}};
+  bool more = false;
+  for (;;) {
+    /* The pipe is looked at between batches too: a flood does not delay the end. */
+    int ready = poll(fds, 2, more ? 0 : (int)(EXPIRE_NS / PL_NS_PER_MS));
+    if (ready > 0 && fds[1].revents) return NULL;
+    if (ready < 0 && errno != EINTR) {
+      struct timespec pause = {.tv_nsec = 10000000}; /* no memory in the kernel: not in a busy loop */
+      nanosleep(&pause, NULL);
+    }
+    more = serve(l);
+  }
+}
+
+static int open_pipe(int fds[2]) {
+  if (pipe(fds) < 0) return PL_EIO;
+  for (int i = 0; i < 2; i++) {
+    fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+    fcntl(fds[i], F_SETFL, O_NONBLOCK);
+  }
+  return PL_OK;
+}
+
+int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, uint32_t socket_buffer, pl_relay_loop **out) {
+  pl_relay_loop *l = calloc(1, sizeof *l);
+  if (!l) return PL_ENOMEM;
+  pthread_mutex_init(&l->turn, NULL);
+  pthread_mutex_init(&l->lock, NULL);
+  l->udp.fd = l->wake[0] = l->wake[1] = -1;
+  l->expired_ns = clock_ns();
+  l->relay = pl_relay_new(cfg, l->expired_ns);
+  int r = l->relay ? PL_OK : PL_ENOMEM;
+  if (r == PL_OK) r = open_pipe(l->wake);
+  if (r == PL_OK) r = pl_udp_open(&l->udp, bind, socket_buffer, true, true);
+  if (r < 0) {
+    int why = errno;
+    pl_relay_loop_free(l);
+    errno = why;
+    return r;
+  }
+  pl_udp_relay_mode(&l->udp);
+  *out = l;
+  return PL_OK;
+}
+
+int pl_relay_loop_start(pl_relay_loop *l) {
+  if (l->running) return PL_ESTATE;
+  /* Signals belong to the threads of the program around us. */
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int why = pthread_create(&l->thread, NULL, run, l);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (why) {
+    errno = why;
+    return PL_EIO;
+  }
+  l->running = true;
+  return PL_OK;
+}
+
+void pl_relay_loop_stop(pl_relay_loop *l) {
+  if (!l->running) return;
+  uint8_t byte = 0;
+  while (write(l->wake[1], &byte, 1) < 0 && errno == EINTR) continue;
+  pthread_join(l->thread, NULL);
+  l->running = false;
+  while (read(l->wake[0], &byte, 1) > 0) continue;
+}
+
+void pl_relay_loop_free(pl_relay_loop *l) {
+  if (!l) return;
+  pl_relay_loop_stop(l);
+  pl_udp_close(&l->udp);
+  for (int i = 0; i < 2; i++)
+    if (l->wake[i] >= 0) close(l->wake[i]);
+  pl_relay_free(l->relay);
+  pthread_mutex_destroy(&l->lock);
+  pthread_mutex_destroy(&l->turn);
+  free(l);
+}
+
+pl_relay *pl_relay_loop_lock(pl_relay_loop *l, uint64_t *now_ns) {
+  take(l);
+  *now_ns = clock_ns();
+  return l->relay;
+}
+
+void pl_relay_loop_unlock(pl_relay_loop *l) { pthread_mutex_unlock(&l->lock); }
+
+void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out) { *out = l->udp.local; }
+
+int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len) {
+  return pl_udp_send_one(&l->udp, to, NULL, data, len);
+}
+
+int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len) {
+  pl_addr to, from;
+  if (!pl_relay_lookup(l->relay, node, &to) || !pl_relay_lookup_local(l->relay, node, &from)) return PL_ENOENT;
+  return pl_udp_send_one(&l->udp, &to, &from, data, len);
+}
+
+void pl_relay_loop_get_stats(const pl_relay_loop *l, pl_relay_loop_stats *out) {
+  const pl_udp *u = &l->udp;
+  *out = (pl_relay_loop_stats){.wakeups = l->wakeups, .recv_calls = u->recv_calls, .recv_datagrams = u->recv_datagrams,
+                               .send_calls = u->send_calls, .send_datagrams = u->send_datagrams, .send_errors = u->send_errors,
+                               .gso_fallbacks = u->gso_fallbacks, .gso = u->gso, .gro = u->gro};
+}
