@@ -58,6 +58,7 @@ class DaemonConfig:
     registry_tls: bool = False
     registry_trust: str = "pinned"
     registry_fingerprint: str = ""
+    metrics_addr: Addr | None = None
     log_level: str = "info"
     log_format: str = "text"
 
@@ -202,6 +203,7 @@ def _assemble(values: dict[str, Any], env: Mapping[str, str]) -> DaemonConfig:
         "identity": Path(values["identity"]).expanduser().absolute() if values["identity"] else None,
         "endpoint": _endpoint(values["endpoint"], "endpoint"),
         "advertise_endpoint": _endpoint(values["advertise_endpoint"], "advertise-endpoint"),
+        "metrics_addr": _endpoint(values["metrics_addr"], "metrics-addr"),
     }
     known = {f.name for f in fields(DaemonConfig)}
     return DaemonConfig(**{k: v for k, v in values.items() if k in known} | special)

@@ -140,6 +140,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("registry-trust", one_of("pinned", "system"), "pinned",
          "how the registry's certificate is judged: pinned or system"),
     Flag("registry-fingerprint", str, "", "SHA-256 of the registry's certificate, hex"),
+    Flag("metrics-addr", str, "", "serve Prometheus metrics on ip:port, for instance 127.0.0.1:9102"),
     Flag("log-level", one_of("debug", "info", "warn", "error"), "info", "debug, info, warn or error",
          env="PILOT_LOG_LEVEL"),
     Flag("log-format", one_of("text", "json"), "text", "text or json", env="PILOT_LOG_FORMAT"),

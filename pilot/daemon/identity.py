@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import fcntl
 import json
 import os
 import stat
@@ -63,35 +64,111 @@ class NodeIdentity:
 
     def save(self, path: Path) -> None:
         """Writes the file, 0600, whole or not at all; missing directories are made 0700. PilotError."""
-        try:
-            write_atomic(path, self.to_json().encode())
-        except OSError as error:
-            raise PilotError(
-                "internal", f"identity {path} cannot be written: {error.strerror}", "choose another -identity"
-            ) from None
+        _write(path, self.to_json())
+
+    def become(self, other: NodeIdentity) -> None:
+        """Takes over another key: everybody who holds this identity signs with it from now on."""
+        self._private = other._private
+        self.public_key = other.public_key
 
 
-def load_or_create(path: Path) -> tuple[NodeIdentity, bool]:
-    """The identity in `path`, made if the file is missing; and whether it was made now.
+class IdentityFile:
+    """The identity file of a running node: loaded or made, and locked against a second daemon.
 
-    Raises PilotError: permission_denied (file readable by others, or not by us), internal (damaged file:
-    it is never overwritten).
+    Changing the key takes two steps, `prepare` before the registry is asked and `commit` after it agreed, so that
+    a crash between them loses neither key: `prepared` is then what the next start finds.
     """
+
+    def __init__(self, path: Path) -> None:
+        """Raises PilotError: permission_denied (readable by others, or not by us), already_exists (another daemon
+        uses it), internal (damaged: it is never overwritten)."""
+        self._path = Path(os.path.realpath(path))
+        self._next = self._path.with_name(self._path.name + ".next")
+        self._lock = -1
+        if not self._path.exists():
+            NodeIdentity.generate().save(self._path)
+        self._take_lock()
+        try:
+            self.identity = _load(self._path)
+            self.prepared = self._load_next()
+        except PilotError:
+            self.close()
+            raise
+
+    def prepare(self, new: NodeIdentity, node: int) -> None:
+        """Keeps the future key beside the present one. node: own number. PilotError."""
+        fields = {**json.loads(new.to_json()), "node_id": node}
+        _write(self._next, json.dumps(fields, indent=2))
+        self.prepared = new, node
+
+    def commit(self) -> None:
+        """The prepared key becomes the identity, in the file and in `identity`. PilotError."""
+        assert self.prepared
+        self.prepared[0].save(self._path)
+        self.identity.become(self.prepared[0])
+        self.drop()
+        self._take_lock()
+
+    def drop(self) -> None:
+        """Forgets the prepared key."""
+        self._next.unlink(missing_ok=True)
+        self.prepared = None
+
+    def close(self) -> None:
+        """Lets go of the lock. Idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _take_lock(self) -> None:
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise PilotError("permission_denied", f"identity {self._path}: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise PilotError(
+                "already_exists",
+                f"already running: another daemon uses the identity {self._path}",
+                "stop it, or choose another -identity",
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        self.close()
+        self._lock = fd
+
+    def _load_next(self) -> tuple[NodeIdentity, int] | None:
+        try:
+            text = _read(self._next)
+            node = json.loads(text)["node_id"]
+            return NodeIdentity.from_json(text), int(node)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, PilotError):
+            return None  # half a change that was never asked for
+
+
+def _load(path: Path) -> NodeIdentity:
     try:
-        text = _read(path)
-    except FileNotFoundError:
-        identity = NodeIdentity.generate()
-        identity.save(path)
-        return identity, True
+        return NodeIdentity.from_json(_read(path))
     except OSError as error:
         raise PilotError("permission_denied", f"identity {path}: {error.strerror}") from None
-    try:
-        return NodeIdentity.from_json(text), False
     except ValueError as error:
         raise PilotError(
             "internal",
             f"identity {path} is damaged: {error}",
             "restore it from a backup, or move it away to start with a new identity and address",
+        ) from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise PilotError(
+            "internal", f"identity {path} cannot be written: {error.strerror}", "choose another -identity"
         ) from None
 
 

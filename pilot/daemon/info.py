@@ -127,7 +127,7 @@ def _common(node: Node, stats: dict[str, int], peers: list[Json], conns: list[Js
         "encrypted_peers": sum(p["session"] for p in peers),
         "authenticated_peers": sum(p["session"] and p["proved"] for p in peers),
         "relay_peer_count": sum(p["has_path"] and p["relay"] for p in peers),
-        "handshake_pending_count": len(node.trust.pending()),
+        "handshake_pending_count": len(node.trust.store.pending),
         "bytes_sent": stats["bytes_sent"],
         "bytes_recv": stats["bytes_recv"],
         "accept_queue_drops": stats["accept_queue_drops"],

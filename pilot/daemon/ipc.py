@@ -8,7 +8,6 @@ tell replies apart by code only.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
@@ -16,14 +15,17 @@ from typing import Any, NamedTuple, Protocol
 
 from pilot._core import EV_CLIENT_CLOSED, EV_CLIENT_FRAME, EV_CLIENT_OPEN, CoreError, Event
 from pilot.errors import PilotError
+from pilot.wire.errors import WireError
+from pilot.wire.ipc import ERROR_CODE, MAX_FRAME, Cmd
+from pilot.wire.ipc_message import Request
+from pilot.wire.ipc_requests import parse_request
 
 log = logging.getLogger("pilot.ipc")
 
-ERROR = 0x0A
-MAX_PAYLOAD = (1 << 20) - 1  # a frame's length counts the code
 MAX_IN_FLIGHT = 1024
 MAX_WAITING = 8192
 MAX_WAITING_BYTES = 16 << 20
+MAX_ERROR_BYTES = 4096
 
 
 class Refusal(Exception):
@@ -41,15 +43,8 @@ class Reply(NamedTuple):
     sent: Callable[[bool], None] | None = None
 
 
-Handler = Callable[["Client", bytes], Reply | Coroutine[Any, Any, Reply]]
-
-
-class Command(NamedTuple):
-    """reply: code of the answer. label: leads the text of errors that come from below."""
-
-    reply: int
-    label: str
-    handler: Handler
+# Takes the client and its request, of the class it is registered for.
+Handler = Callable[["Client", Any], Reply | Coroutine[Any, Any, Reply]]
 
 
 class Plane(Protocol):
@@ -76,13 +71,14 @@ class IpcServer:
     """The clients of one daemon. `gone` hears of each client that left, after its requests were cancelled."""
 
     def __init__(
-        self, plane: Plane, commands: Mapping[int, Command | None], gone: Callable[[Client], None]
+        self, plane: Plane, handlers: Mapping[type[Request], Handler | None], gone: Callable[[Client], None]
     ) -> None:
-        """commands: by code; None = taken and not answered."""
+        """handlers: by request; None = taken and not answered. Codes without any are unknown commands."""
         self.clients: dict[int, Client] = {}
         self.requests = 0
         self._plane = plane
-        self._commands = commands
+        self._handlers = handlers
+        self._codes = frozenset(kind.code for kind in handlers)
         self._gone = gone
 
     def handle(self, event: Event) -> bool:
@@ -125,44 +121,50 @@ class IpcServer:
 
     def _start(self, client: Client, code: int, payload: bytes) -> None:
         self.requests += 1
-        if code not in self._commands:
+        if code not in self._codes:
             self._error(client, f"unknown command: 0x{code:02X}")
             return
-        command = self._commands[code]
-        if command is None:
-            return
+        reply, label = code + 1, ""
         work: Reply | str | Coroutine[Any, Any, Reply]
         try:
-            work = command.handler(client, payload)
+            request = parse_request(code, payload)
+            label = _label(request)
+            handler = self._handlers[type(request)]
+            if handler is None:
+                return
+            work = handler(client, request)
+        except WireError as error:
+            work = str(error)
         except Exception as error:
-            work = _text(command, error)
-        before = client.last.get(command.reply)
-        if before is None and not inspect.iscoroutine(work):
-            self._answer(client, command, work)
+            work = _text(label, error)
+        before = client.last.get(reply)
+        if before is None and not isinstance(work, Coroutine):
+            self._answer(client, reply, work)
             return
-        task = asyncio.get_running_loop().create_task(self._run(client, command, work, before))
+        task = asyncio.get_running_loop().create_task(self._run(client, reply, label, work, before))
         client.tasks.add(task)
-        client.last[command.reply] = task
+        client.last[reply] = task
 
         def done(finished: asyncio.Task[None]) -> None:
-            if inspect.iscoroutine(work):
+            if isinstance(work, Coroutine):
                 work.close()  # it never began if the task was cancelled at once
-            self._done(client, command.reply, finished)
+            self._done(client, reply, finished)
 
         task.add_done_callback(done)
 
     async def _run(
         self,
         client: Client,
-        command: Command,
+        reply: int,
+        label: str,
         work: Reply | str | Coroutine[Any, Any, Reply],
         before: asyncio.Task[None] | None,
     ) -> None:
         result: Reply | str
         try:
-            result = await work if inspect.iscoroutine(work) else work
+            result = await work if isinstance(work, Coroutine) else work
         except Exception as error:
-            result = _text(command, error)
+            result = _text(label, error)
         try:
             if before is not None:
                 await asyncio.wait({before})
@@ -170,7 +172,7 @@ class IpcServer:
             if isinstance(result, Reply) and result.sent:
                 result.sent(False)
             raise
-        self._answer(client, command, result)
+        self._answer(client, reply, result)
 
     def _done(self, client: Client, reply: int, task: asyncio.Task[None]) -> None:
         client.tasks.discard(task)
@@ -185,21 +187,22 @@ class IpcServer:
 
     # ---- replies ----
 
-    def _answer(self, client: Client, command: Command, result: Reply | str) -> None:
+    def _answer(self, client: Client, reply: int, result: Reply | str) -> None:
         if isinstance(result, str):
             self._error(client, result)
             return
-        if len(result.payload) > MAX_PAYLOAD:
-            log.error("reply does not fit one frame", extra={"command": command.label})
-            self._error(client, f"{command.label}: the answer is too large")
-            delivered = False
+        if len(result.payload) < MAX_FRAME:
+            delivered = self._plane.client_send(client.id, reply, result.payload)
         else:
-            delivered = self._plane.client_send(client.id, command.reply, result.payload)
+            log.error("reply does not fit one frame", extra={"reply_code": reply})
+            self._error(client, "the answer is too large")
+            delivered = False
         if result.sent:
             result.sent(delivered)
 
     def _error(self, client: Client, text: str) -> None:
-        self._plane.client_send(client.id, ERROR, b"\x00\x01" + text.encode()[:4096])
+        raw = text.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
+        self._plane.client_send(client.id, Cmd.ERROR, ERROR_CODE.to_bytes(2, "big") + raw)
 
     def _left(self, client: Client) -> None:
         client.waiting.clear()
@@ -208,13 +211,20 @@ class IpcServer:
         self._gone(client)
 
 
-def _text(command: Command, error: Exception) -> str:
+def _label(request: Request) -> str:
+    """What leads an error text that comes from below."""
+    if request.code != Cmd.HANDSHAKE:
+        return request.label
+    return f"handshake {'request' if request.label == 'handshake' else request.label}"
+
+
+def _text(label: str, error: Exception) -> str:
     """What the client reads about a failed request."""
     if isinstance(error, Refusal):
         return error.text
     if isinstance(error, PilotError):
-        return f"{command.label}: {error.message}"
+        return f"{label}: {error.message}"
     if isinstance(error, CoreError):
-        return f"{command.label}: {error.strerror}"
-    log.error("a request failed", exc_info=error, extra={"command": command.label})
-    return f"{command.label}: internal error"
+        return f"{label}: {error.strerror}"
+    log.error("a request failed", exc_info=error, extra={"request": label})
+    return f"{label}: internal error"

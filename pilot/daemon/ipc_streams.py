@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pilot._core import OWNER_CLIENT, CoreError, Event
-from pilot.daemon.ipc import Client, Command, Refusal, Reply
+from pilot.daemon.ipc import Client, Handler, Refusal, Reply
 from pilot.errors import PilotError
 from pilot.services.stream import DialError
-from pilot.wire.address import SIZE, Address, unpack
+from pilot.wire import ipc_requests as rq
+from pilot.wire.address import Address
+from pilot.wire.ipc import Accept, BindOk, DialOk, UnbindOk
+from pilot.wire.ipc_message import Request
 
 if TYPE_CHECKING:
     from pilot.daemon.node import Node
 
-BIND, BIND_OK, DIAL, DIAL_OK, ACCEPT = 0x01, 0x02, 0x03, 0x04, 0x05
-UNBIND, UNBIND_OK, CONFIRM, CONFIRM_OK = 0x37, 0x38, 0x39, 0x3A
 DIAL_S = 30.0
 CONFIRM_S = 15.0
 MAX_CONNS = 4096  # a client may hold or open
@@ -34,13 +35,13 @@ class StreamCommands:
         self._plane = node.plane
         self._holders: dict[int, Client] = {}  # connection: the client that holds it
 
-    def table(self) -> Mapping[int, Command]:
-        """Commands by code."""
+    def table(self) -> Mapping[type[Request], Handler]:
+        """Handlers by request."""
         return {
-            BIND: Command(BIND_OK, "bind", self._bind),
-            UNBIND: Command(UNBIND_OK, "unbind", self._unbind),
-            DIAL: Command(DIAL_OK, "dial", self._dial),
-            CONFIRM: Command(CONFIRM_OK, "sendto", self._confirm),
+            rq.Bind: self._bind,
+            rq.Unbind: self._unbind,
+            rq.Dial: self._dial,
+            rq.SendToConfirm: self._confirm,
         }
 
     # ---- events ----
@@ -50,15 +51,9 @@ class StreamCommands:
         if client is None or client.conns >= MAX_CONNS:
             self._plane.abort(event.conn)
             return
-        remote = Address(event.remote_net, event.node)
-        push = (
-            event.local_port.to_bytes(2, "big")
-            + event.conn.to_bytes(4, "big")
-            + remote.pack()
-            + event.remote_port.to_bytes(2, "big")
-        )
+        push = Accept(event.local_port, event.conn, Address(event.remote_net, event.node), event.remote_port)
         client.conns += 1
-        self._hand_over(client, event.conn, self._plane.client_send(client.id, ACCEPT, push))
+        self._hand_over(client, event.conn, self._plane.client_send(client.id, push.code, push.payload))
 
     def closed(self, conn: int) -> None:
         """A connection is gone."""
@@ -75,10 +70,8 @@ class StreamCommands:
 
     # ---- requests ----
 
-    def _bind(self, client: Client, payload: bytes) -> Reply:
-        if len(payload) < 2:
-            raise Refusal("bind: missing port")
-        port = int.from_bytes(payload[:2], "big")
+    def _bind(self, client: Client, request: rq.Bind) -> Reply:
+        port = request.port
         if len(client.ports) >= MAX_PORTS:
             raise Refusal(f"bind: per-client port quota ({MAX_PORTS}) reached")
         try:
@@ -88,33 +81,26 @@ class StreamCommands:
                 raise Refusal(f"port {port} already bound") from None
             raise
         client.ports.add(port)
-        return Reply(payload[:2])
+        return Reply(BindOk(port).payload)
 
-    def _unbind(self, client: Client, payload: bytes) -> Reply:
-        if len(payload) < 2:
-            raise Refusal("unbind: port is required")
-        port = int.from_bytes(payload[:2], "big")
-        if port not in client.ports:
+    def _unbind(self, client: Client, request: rq.Unbind) -> Reply:
+        if request.port not in client.ports:
             raise Refusal("unbind: port is not owned by this client")
-        client.ports.discard(port)
-        self._plane.unlisten(port)
-        return Reply(payload[:2])
+        client.ports.discard(request.port)
+        self._plane.unlisten(request.port)
+        return Reply(UnbindOk(request.port).payload)
 
-    async def _dial(self, client: Client, payload: bytes) -> Reply:
-        if len(payload) < SIZE + 2:
-            raise Refusal("dial: missing address/port")
-        to = unpack(payload)
-        port = int.from_bytes(payload[SIZE : SIZE + 2], "big")
-        self._check_peer("dial", to)
+    async def _dial(self, client: Client, request: rq.Dial) -> Reply:
+        self._check_peer("dial", request.address)
         if client.conns >= MAX_CONNS:
             raise Refusal(f"dial: per-client connection quota ({MAX_CONNS}) reached")
         client.conns += 1
         try:
-            conn = await self._open(client, to, port)
+            conn = await self._open(client, request.address, request.port)
         except BaseException:
             client.conns -= 1
             raise
-        return Reply(conn.to_bytes(4, "big"), lambda sent: self._hand_over(client, conn, sent))
+        return Reply(DialOk(conn).payload, lambda sent: self._hand_over(client, conn, sent))
 
     async def _open(self, client: Client, to: Address, port: int) -> int:
         """Dials; meanwhile the registry may say that there is no such node, which ends the wait."""
@@ -152,22 +138,22 @@ class StreamCommands:
         if not dial.cancelled() and dial.exception() is None:
             self._plane.abort(dial.result().conn)
 
-    async def _confirm(self, client: Client, payload: bytes) -> Reply:
-        """Answers when the datagram was handed to a proved session: it left this node under encryption."""
-        if len(payload) < SIZE + 2:
-            raise Refusal("sendto: missing header")
-        to = unpack(payload)
-        port = int.from_bytes(payload[SIZE : SIZE + 2], "big")
-        data = payload[SIZE + 2 :]
+    async def _confirm(self, client: Client, request: rq.SendToConfirm) -> Reply:
+        """Answers when the datagram was handed to a proved session: it leaves this node under encryption."""
+        to, size = request.address, len(request.data)
         self._check_peer("sendto", to)
-        if not data:
+        if not size:
             raise Refusal("sendto: empty datagram")
-        if len(data) > MAX_DATAGRAM:
-            raise Refusal(f"sendto: datagram too large ({len(data)} bytes, at most {MAX_DATAGRAM})")
+        if size > MAX_DATAGRAM:
+            raise Refusal(f"sendto: datagram too large ({size} bytes, at most {MAX_DATAGRAM})")
         await self._node.traversal.connect(to.node, CONFIRM_S)
         try:
             self._plane.send_datagram(
-                to.node, port, data, local_net=self._node.local_net(to.network), remote_net=to.network
+                to.node,
+                request.port,
+                request.data,
+                local_net=self._node.local_net(to.network),
+                remote_net=to.network,
             )
         except CoreError as error:
             if error.code == _ELIMIT:

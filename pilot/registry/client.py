@@ -39,6 +39,10 @@ class RegistryClient:
         """Drops idle connections and the back-off: for when the network has changed."""
         self._pool.reset()
 
+    def use_identity(self, identity: Signer) -> None:
+        """Calls are signed with another key from now on."""
+        self._identity = identity
+
     @property
     def connected(self) -> bool:
         """Whether a connection to the registry stands."""

@@ -214,6 +214,10 @@ class Traversal:
         self.paths.retry(node, self._clock())
         self._arm()
 
+    def identity_changed(self) -> None:
+        """The identity signs with another key now: what is announced from here on carries it. Sessions stay."""
+        self._exchange.identity_changed()
+
     def rotate_keys(self) -> bool:
         """New tunnel key for this process; peers move over without losing packets. False if the last was less
         than a minute ago."""

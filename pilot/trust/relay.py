@@ -37,19 +37,19 @@ class TrustRegistry(Protocol):
     async def lookup(self, node: int) -> Mapping[str, Any]:
         """Reply of `lookup`: public_key (base64), networks."""
 
-    async def request_handshake(self, node: int, justification: str) -> Mapping[str, Any]:
+    async def request_handshake(self, node: int, justification: str) -> object:
         """Puts a request into the inbox of `node`."""
 
     async def poll_handshakes(self) -> Mapping[str, Any]:
         """requests [{from_node_id, justification, timestamp}], responses [{from_node_id, accept, timestamp}]."""
 
-    async def respond_handshake(self, node: int, accept: bool) -> Mapping[str, Any]:
+    async def respond_handshake(self, node: int, accept: bool) -> object:
         """Answers the request of `node`."""
 
-    async def report_trust(self, node: int) -> Mapping[str, Any]:
+    async def report_trust(self, node: int) -> object:
         """This node and `node` trust each other."""
 
-    async def revoke_trust(self, node: int) -> Mapping[str, Any]:
+    async def revoke_trust(self, node: int) -> object:
         """This node and `node` do not trust each other any more."""
 
 

@@ -248,6 +248,10 @@ class KeyExchange:
             self._send(peer, self._own.pila, now)
             self._send(peer, self._own.pilk, now)
 
+    def identity_changed(self) -> None:
+        """The identity signs with another key: the announcement of our X25519 key is signed anew."""
+        self._renew()
+
     def rotate(self, now: float) -> bool:
         """Replaces the own X25519 key, make before break (transport.md 9.2): peers move over one after the
         other, each keeping

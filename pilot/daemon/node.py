@@ -1,0 +1,461 @@
+"""One node: its parts, how they start, how they stop (cli.md section 8, design.md section 2).
+
+Start: identity, tunnel socket, own endpoint, registration, trust and services, local socket. The local socket
+comes last, so a client that can connect finds a node that works. Stop tells the peers and the registry first and
+removes the local socket last, so that a successor cannot register before this node has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pilot import __version__
+from pilot._core import (
+    CAP_NOCRC,
+    CAP_STREAM_OPTS,
+    EV_ACCEPT,
+    EV_BEACON,
+    EV_CONN_CLOSED,
+    EV_SESSION_PROVED,
+    OWNER_ECHO,
+    DataPlane,
+    Event,
+)
+from pilot.daemon import info, local_socket
+from pilot.daemon.config import DaemonConfig
+from pilot.daemon.identity import IdentityFile, NodeIdentity
+from pilot.daemon.ipc import IpcServer
+from pilot.daemon.ipc_node import NodeCommands
+from pilot.daemon.ipc_streams import StreamCommands
+from pilot.daemon.metrics import MetricsServer, NodeCollector
+from pilot.daemon.names import Names
+from pilot.daemon.registration import Registration
+from pilot.errors import PilotError
+from pilot.registry.client import RegistryClient
+from pilot.services.stream import StreamHub
+from pilot.services.webhook import Webhook, check_url
+from pilot.traversal import Decision, Traversal, TraversalConfig
+from pilot.traversal.decisions import RELAY
+from pilot.traversal.interfaces import lan_hosts
+from pilot.traversal.nat import Scope, parse_addr, scope, show
+from pilot.traversal.netwatch import NetWatch
+from pilot.trust import HandshakeMachine, Policy, TrustService, TrustStore
+from pilot.wire.beacon import Notify
+from pilot.wire.beacon import parse as parse_beacon
+from pilot.wire.frames import Capabilities
+
+log = logging.getLogger("pilot.node")
+
+ECHO_PORT = 7
+REORDER_SEGMENTS = 65536  # out-of-order segments held per stream, toward our own kind
+EVENT_BATCH = 512
+DISCOVER_S = 3.0
+STOP_S = 9.0  # whoever stops the daemon kills it after 10
+GOODBYE_S = 2.0  # for the registry, and for the webhook
+
+
+class Node:
+    """The parts of one node. Build it with a running event loop; `start`, `run`, `stop`."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        """Opens the identity and the tunnel socket, nothing is sent yet. Raises PilotError."""
+        self.config = config
+        self.started_at = time.monotonic()
+        if config.webhook:
+            check_url(config.webhook)
+        local_socket.ensure_free(config.socket)
+        self._identity_file = IdentityFile(config.identity) if config.identity else None
+        self.identity = self._identity_file.identity if self._identity_file else NodeIdentity.generate()
+        self.plane = _open_plane(config)
+        self.webhook = Webhook(
+            url=config.webhook, secret=config.webhook_secret, on_failure=_webhook_failed
+        )
+        self.registry = RegistryClient(
+            *config.registry,
+            self.identity,
+            tls_trust=config.registry_trust if config.registry_tls else "",
+            fingerprint=config.registry_fingerprint,
+            admin_token=config.admin_token,
+        )
+        self.traversal = Traversal(self.plane, self.registry, self.identity, _traversal_config(config, self.plane))
+        self.hub = StreamHub(self.plane, _handler_failed)
+        self.trust = self._make_trust()
+        self.registration = Registration(
+            self.registry,
+            self,
+            hostname=config.hostname,
+            public=config.public,
+            relay_only=config.relay_only,
+            email=config.email,
+            version=__version__,
+            networks=config.networks,
+            keepalive=config.keepalive,
+        )
+        self.names = Names(self.registry, lambda: self.registration.hostname)
+        self._streams = StreamCommands(self)
+        table = {**self._streams.table(), **NodeCommands(self).table()}
+        self.ipc = IpcServer(self.plane, table, self._streams.gone)
+        self._netwatch = NetWatch(self._network_changed)
+        self._metrics: MetricsServer | None = None
+        self._socket_file: tuple[int, int] | None = None
+        self._reading = False
+        self._beacons: list[str] = []
+        self._lan: list[str] = []
+
+    @property
+    def node_id(self) -> int:
+        """Own number, 0 before registration."""
+        return self.registration.node_id
+
+    def local_net(self, network: int) -> int:
+        """The network of our address toward a peer addressed in `network`: that one if we joined it."""
+        return network if network in self.registration.networks else self.registration.address.network
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Returns when the node is registered and local clients can connect. Raises PilotError."""
+        self.plane.set_public(self.config.public)
+        self.plane.start()
+        asyncio.get_running_loop().add_reader(self.plane.event_fd, self._on_events)
+        self._reading = True
+        self.traversal.observers.append(self._decided)
+        self.traversal.on_endpoint.append(lambda _: self.registration.endpoint_changed())
+        await self.traversal.start()
+        if not self.config.endpoint and not self.config.relay_only:
+            await self.traversal.discover(DISCOVER_S)
+        first = info.endpoint_lines(self)
+        if not self.config.endpoint:
+            _say(first)
+        await self._finish_rotation()
+        await self.registration.start()
+        _say([*(first if self.config.endpoint else []), info.registered_line(self)])
+        self._start_services()
+        if self.config.metrics_addr:
+            self._metrics = MetricsServer(self.config.metrics_addr, NodeCollector(self.plane.stats, self._gauges))
+        listening, self._socket_file = local_socket.listen(self.config.socket)
+        self.plane.serve(listening)
+        self._netwatch.start()
+        log.info("local clients are served", extra={"socket": str(self.config.socket)})
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set. Raises PilotError if a part of the node fails."""
+        parts: dict[asyncio.Task[Any], str] = {
+            asyncio.create_task(self.registration.run()): "registration",
+            asyncio.create_task(self.webhook.run()): "webhook",
+        }
+        waiting = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait({waiting, *parts}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {waiting}:
+                log.error("a part of the node failed", exc_info=task.exception(), extra={"part": parts[task]})
+                raise PilotError("internal", f"internal error in {parts[task]}", "see the log")
+        finally:
+            for task in (waiting, *parts):
+                task.cancel()
+            await asyncio.gather(waiting, *parts, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Leaves the network and closes everything; for a node that was started, half started or not at all."""
+        self._netwatch.stop()
+        await self.ipc.stop()
+        await self.trust.close()
+        await self.hub.close()
+        if self.registration.registered:
+            self.webhook.emit("daemon.shutting_down", self._farewell())
+            await self.registration.stop(GOODBYE_S)
+            self.webhook.emit("node.deregistered")
+            delivering = asyncio.create_task(self.webhook.run())
+            await self.webhook.drain(GOODBYE_S)
+            delivering.cancel()
+        await self.traversal.stop()
+        await self.registry.close()
+        if self._socket_file:
+            local_socket.remove(self.config.socket, self._socket_file)
+        if self._reading:
+            asyncio.get_running_loop().remove_reader(self.plane.event_fd)
+        await asyncio.to_thread(self._stop_threads)
+        if self._identity_file:
+            self._identity_file.close()
+
+    def _stop_threads(self) -> None:
+        self.plane.stop()
+        if self._metrics:
+            self._metrics.stop()
+
+    def _start_services(self) -> None:
+        self.trust.start(self.node_id)
+        if not self.config.no_echo:
+            self.plane.listen(ECHO_PORT, OWNER_ECHO)
+
+    def _make_trust(self) -> TrustService:
+        store = TrustStore.load(self.config.trust_file, lambda text: log.warning(text))
+        policy = Policy(self.config.trust_auto_approve, self.config.trust_same_network)
+        return TrustService(
+            HandshakeMachine(store, policy),
+            public_key=self.identity.public_key,
+            sign=self.identity.sign,
+            hub=self.hub,
+            registry=self.registry,
+            plane=self.plane,
+            paths=self.traversal,
+            emit=self.webhook.emit,
+        )
+
+    # ---- the identity key ----
+
+    async def rotate_identity(self) -> Mapping[str, Any]:
+        """Gives the node a new identity key; returns the registry's reply. Raises PilotError.
+
+        Peers that have pinned the old key refuse the new one for new sessions until trust is established again.
+        """
+        new = NodeIdentity.generate()
+        if self._identity_file:
+            self._identity_file.prepare(new, self.node_id)
+        try:
+            reply: Mapping[str, Any] = await self.registry.rotate_key(new)
+        except PilotError as error:
+            reply = await self._rotated_after_all(new) if error.retryable else {}
+            if not reply:
+                if self._identity_file and not error.retryable:
+                    self._identity_file.drop()
+                raise PilotError(error.code, f"registry: {error.message}", error.hint, error.retryable) from None
+        if self._identity_file:
+            self._identity_file.commit()
+        else:
+            self.identity.become(new)
+        self.trust.set_public_key(new.public_key)
+        self.traversal.identity_changed()
+        log.info("the identity key was replaced")
+        return reply
+
+    async def _rotated_after_all(self, new: NodeIdentity) -> Mapping[str, Any]:
+        """The answer was lost: the registry's record tells whether it has taken the key. Empty: it has not, or who knows."""
+        with contextlib.suppress(PilotError):
+            found = await self.registry.lookup(self.node_id)
+            if found.get("public_key") == new.public_text:
+                self.registry.use_identity(new)
+                return {**found, "type": "rotate_key_ok"}
+        return {}
+
+    async def _finish_rotation(self) -> None:
+        """A crash may have come between the registry's yes and our file: the registry says which key it has."""
+        file = self._identity_file
+        if file is None or file.prepared is None:
+            return
+        new, node = file.prepared
+        found = await self.registry.lookup(node)
+        if found.get("public_key") == new.public_text:
+            file.commit()
+            self.trust.set_public_key(new.public_key)
+            log.info("an interrupted change of the identity key was completed")
+        else:
+            file.drop()
+
+    # ---- events ----
+
+    def _on_events(self) -> None:
+        """The only reader of the data plane's events. A batch at a time, so that nothing else waits long."""
+        if not self._reading:
+            return
+        events = self.plane.events(EVENT_BATCH)
+        for event in events:
+            try:
+                self._dispatch(event)
+            except Exception:  # one bad event must not cost the others
+                log.exception("an event could not be handled", extra={"event": repr(event)})
+        if len(events) == EVENT_BATCH:
+            asyncio.get_running_loop().call_soon(self._on_events)
+
+    def _dispatch(self, event: Event) -> None:
+        if self.ipc.handle(event) or self.hub.handle(event):
+            return
+        if event.type == EV_ACCEPT:
+            self._streams.accepted(self.ipc.clients.get(event.client), event)
+        elif event.type == EV_CONN_CLOSED:
+            self._streams.closed(event.conn)
+        elif event.type == EV_BEACON and isinstance(parse_beacon(event.data), Notify):
+            self.trust.notify()
+        else:
+            if event.type == EV_SESSION_PROVED:
+                self._tunnel_up(event.node)
+            self.traversal.handle(event)
+
+    def _tunnel_up(self, node: int) -> None:
+        peer = self.plane.peer_info(node)
+        fields = {"peer_node_id": node, "authenticated": True, "relay": bool(peer and peer["relay"])}
+        self.webhook.emit("tunnel.established", fields)
+
+    def _decided(self, decision: Decision) -> None:
+        log.info(decision.text, extra={"peer": decision.node})
+        if decision.kind == RELAY and decision.step.value in ("connected", "changed"):
+            self.webhook.emit("tunnel.relay_activated", {"peer_node_id": decision.node})
+
+    def _network_changed(self) -> None:
+        log.info("the network changed")
+        self.traversal.network_changed()
+        if self.lan_addrs() != self._lan:
+            self.registration.endpoint_changed()
+
+    # ---- what registration asks (registration.Where) ----
+
+    def listen_addr(self) -> str:
+        """Where peers find this node; "" when nobody may know, `0.0.0.0:port` when it is not known."""
+        if self.config.relay_only:
+            return ""
+        found = self.config.advertise_endpoint or self.traversal.endpoint
+        return show(found or ("0.0.0.0", self.plane.local_addr[1]))
+
+    def lan_addrs(self) -> list[str]:
+        """Private addresses for peers on the same LAN; none when the node hides."""
+        self._lan = []
+        if not self.config.relay_only:
+            bound, port = self.config.listen[0], self.plane.local_addr[1]
+            hosts = lan_hosts() if scope(bound) is Scope.NONE else [bound] if scope(bound) is Scope.PRIVATE else []
+            self._lan = [show((host, port)) for host in hosts]
+        return self._lan
+
+    def trusted(self) -> Iterable[int]:
+        """Trusted peers."""
+        return self.trust.store.trusted.keys()
+
+    def registered(self, again: bool) -> None:
+        """The registry knows this node, perhaps under a new number."""
+        self.plane.set_node(self.node_id)
+        self.traversal.set_node(self.node_id)
+        self.trust.machine.own_node = self.node_id
+        self.webhook.node_id = self.node_id
+        fields = {"address": str(self.registration.address)}
+        if again:
+            _say([info.registered_line(self)])
+            self.webhook.emit("node.reregistered", fields)
+        else:
+            self.webhook.emit("node.registered", {**fields, "endpoint": self.listen_addr()})
+
+    def use_beacons(self, beacons: Sequence[str]) -> None:
+        """The registry's beacons, and the configured one. Local addresses only from a local registry."""
+        own = self.config.beacon
+        local = own[0] == "localhost" or scope(own[0]) is Scope.LOOPBACK
+        wanted = [text for text in beacons if _usable_beacon(text, local)]
+        wanted = list(dict.fromkeys([*wanted, show(own)]))
+        if wanted != self._beacons:
+            self._beacons = wanted
+            self.traversal.set_beacons(wanted)
+
+    # ---- numbers ----
+
+    def _gauges(self) -> Mapping[str, float]:
+        """Called from the thread of the metrics server: reads plain numbers only."""
+        return {
+            "pilot_uptime_seconds": time.monotonic() - self.started_at,
+            "pilot_registered": float(self.registration.registered),
+            "pilot_registry_reachable": float(self.registration.reachable),
+            "pilot_trusted_peers": float(len(self.trust.store.trusted)),
+            "pilot_handshakes_pending": float(len(self.trust.store.pending)),
+            "pilot_client_requests": float(self.ipc.requests),
+            "pilot_webhook_dropped": float(self.webhook.stats.dropped),
+            "pilot_webhook_failed": float(self.webhook.stats.failed),
+        }
+
+    def _farewell(self) -> dict[str, int]:
+        stats = self.plane.stats()
+        return {
+            "known_peers": stats["peers"],
+            "open_connections": stats["conns"],
+            "uptime_seconds": int(time.monotonic() - self.started_at),
+        }
+
+
+async def serve(config: DaemonConfig) -> None:
+    """Runs a node until SIGINT or SIGTERM; a second signal ends the process at once. Raises PilotError."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    node = Node(config)
+    try:
+        starting = asyncio.create_task(node.start())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        await starting
+        await node.run(stop)
+        log.info("stopping")
+    finally:
+        async with asyncio.timeout(STOP_S):
+            await node.stop()
+
+
+def _open_plane(config: DaemonConfig) -> DataPlane:
+    try:
+        return DataPlane(
+            config.listen,
+            congestion=config.congestion,
+            max_segment=config.max_segment,
+            options={
+                "idle_timeout_ns": int(config.idle_timeout * 1e9),
+                "time_wait_ns": int(config.time_wait * 1e9),
+                "syn_rate": config.syn_rate_limit,
+                "max_conns": config.max_conns_total,
+                "max_conns_port": config.max_conns_per_port,
+            },
+        )
+    except OSError as error:
+        text = error.strerror or str(error)
+        raise PilotError("internal", f"tunnel socket: {text}", "choose another -listen") from None
+
+
+def _traversal_config(config: DaemonConfig, plane: DataPlane) -> TraversalConfig:
+    return TraversalConfig(
+        beacons=[show(config.beacon)],
+        endpoint=config.endpoint,
+        local_port=plane.local_addr[1],
+        relay_only=config.relay_only,
+        caps=Capabilities(CAP_NOCRC | CAP_STREAM_OPTS, config.max_segment, REORDER_SEGMENTS),
+    )
+
+
+def _usable_beacon(text: str, local: bool) -> bool:
+    """A name, or an address that a registry may point its nodes to."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        return False
+    addr = parse_addr(text)
+    if addr:
+        return local or scope(addr[0]) is not Scope.LOOPBACK
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return True
+    return False  # an address that nobody can be reached at
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        log.info(line)
+
+
+def _webhook_failed(event: str, reason: str) -> None:
+    log.warning("webhook event lost", extra={"webhook_event": event, "reason": reason})
+
+
+def _handler_failed(port: int, error: Exception) -> None:
+    log.error("a service failed", exc_info=error, extra={"port": port})
