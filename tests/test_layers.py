@@ -15,6 +15,8 @@ ROOT = Path(pilot.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "flags": {"errors"},
+    "logs": set(),
     "_core": set(),
     "wire": {"errors"},
     "tunnel": {"errors", "wire"},
@@ -23,8 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "beacon": {"errors", "wire", "_core", "registry"},
     "trust": {"errors", "files", "wire", "_core", "registry", "services", "tunnel", "traversal"},
     "services": {"errors", "files", "wire", "_core"},
-    "daemon": {"errors", "files", "wire", "_core", "tunnel", "traversal", "registry", "trust", "services"},
-    "rendezvous": {"errors", "wire", "_core", "registry", "beacon"},
+    "daemon": {"errors", "files", "flags", "logs", "wire", "_core", "tunnel", "traversal", "registry", "trust", "services"},
+    "rendezvous": {"errors", "flags", "logs", "wire", "_core", "registry", "beacon"},
     "sdk": {"errors", "wire"},
     "cli": {"errors", "files", "wire", "sdk", "registry"},
 }

@@ -1,4 +1,4 @@
-"""Log of the daemon on standard error: a line per event, text or JSON, fields from `extra=`. Never secrets."""
+"""Log of a program on standard error: a line per event, text or JSON, fields from `extra=`. Never secrets."""
 
 from __future__ import annotations
 
