@@ -5,16 +5,28 @@ from collections.abc import Mapping, Sequence
 Addr = tuple[str, int]  # numeric IP text, port
 
 class RelayLoop:
-    """The beacon's socket and native forwarding thread (pl_relay_loop)."""
+    """The beacon's socket and native forwarding thread (pl_relay_loop). Closed when the object goes.
+
+    options: fields of pl_relay_cfg (max_nodes, node_ttl_ns, claim_ttl_ns, punch_rate, relay_bytes_per_s). OSError if the
+    address cannot be bound, ValueError for an address that is not numeric.
+    """
 
     def __init__(self, bind: Addr, *, options: Mapping[str, int] | None = None) -> None: ...
     def start(self) -> None: ...
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Joins the thread. Idempotent; the table is kept."""
     @property
     def local_addr(self) -> Addr: ...
-    def set_peers(self, peers: Sequence[Addr]) -> None: ...
-    def nodes(self) -> list[int]: ...
+    def set_peers(self, peers: Sequence[Addr]) -> None:
+        """The peer beacons; replaces the set. Routes through those that stay are kept."""
+    def nodes(self) -> list[int]:
+        """Numbers of local nodes for gossip: registered ones first, then the others, each heard last first."""
     def lookup(self, node: int) -> Addr | None: ...
-    def vouch(self, node: int, ip: str | None) -> None: ...
-    def send(self, addr: Addr, data: bytes) -> None: ...
-    def stats(self) -> dict[str, int]: ...
+    def vouch(self, node: int, ip: str | None) -> None:
+        """The registry's word that `node` is at `ip`; None takes it back. CoreError when the table is full."""
+    def send(self, addr: Addr, data: bytes) -> None:
+        """One datagram from the beacon's socket. CoreError with errno if the kernel refuses it."""
+    def send_node(self, node: int, data: bytes) -> bool:
+        """The same to a node, from the address it knows. False if it is not in the table."""
+    def stats(self) -> dict[str, int]:
+        """Counters of pl_relay_stats and pl_relay_loop_stats."""

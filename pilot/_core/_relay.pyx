@@ -13,7 +13,6 @@ from pilot._core.capi cimport *
 
 cdef class RelayLoop:
     cdef pl_relay_loop *loop
-    cdef bint started
 
     def __cinit__(self, bind, *, options=None):
         cdef pl_relay_cfg cfg
@@ -43,22 +42,17 @@ cdef class RelayLoop:
             raise CoreError(r)
 
     def __dealloc__(self):
-        if self.loop is not NULL:
-            if self.started:
-                with nogil:
-                    pl_relay_loop_stop(self.loop)
+        with nogil:
             pl_relay_loop_free(self.loop)
 
     def start(self):
         cdef int r = pl_relay_loop_start(self.loop)
+        if r == PL_EIO:
+            raise CoreError(r, errno)
         if r < 0:
             raise CoreError(r)
-        self.started = True
 
     def stop(self):
-        if not self.started:
-            return
-        self.started = False
         with nogil:
             pl_relay_loop_stop(self.loop)
 
@@ -131,23 +125,40 @@ cdef class RelayLoop:
 
     def send(self, addr, const uint8_t[::1] data not None):
         cdef pl_addr a
-        cdef uint64_t now
         cdef size_t n = data.shape[0]
-        cdef int r
+        cdef int r, why
         addr_from_py(addr, &a)
         if n == 0:
             raise CoreError(PL_EFORMAT)
         with nogil:
-            pl_relay_loop_lock(self.loop, &now)
             r = pl_relay_loop_send(self.loop, &a, &data[0], n)
-            pl_relay_loop_unlock(self.loop)
+            why = errno
         if r < 0:
-            raise CoreError(r)
+            raise CoreError(r, why)
+
+    def send_node(self, uint32_t node, const uint8_t[::1] data not None):
+        cdef uint64_t now
+        cdef size_t n = data.shape[0]
+        cdef int r, why
+        if n == 0:
+            raise CoreError(PL_EFORMAT)
+        with nogil:
+            pl_relay_loop_lock(self.loop, &now)
+            r = pl_relay_loop_send_node(self.loop, node, &data[0], n)
+            why = errno
+            pl_relay_loop_unlock(self.loop)
+        if r == PL_ENOENT:
+            return False
+        if r < 0:
+            raise CoreError(r, why)
+        return True
 
     def stats(self):
         cdef uint64_t now
         cdef pl_relay_stats st
+        cdef pl_relay_loop_stats io
         with nogil:
             pl_relay_get_stats(pl_relay_loop_lock(self.loop, &now), &st)
+            pl_relay_loop_get_stats(self.loop, &io)
             pl_relay_loop_unlock(self.loop)
-        return dict(st)
+        return {**dict(st), **{name: int(value) for name, value in dict(io).items()}}

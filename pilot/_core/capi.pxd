@@ -249,5 +249,10 @@ cdef extern from "relay.h" nogil:
     void pl_relay_loop_unlock(pl_relay_loop *l)
     void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out)
     int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len)
+    int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len)
+    ctypedef struct pl_relay_loop_stats:
+        uint64_t wakeups, recv_calls, recv_datagrams, send_calls, send_datagrams, send_errors, gso_fallbacks
+        cbool gso, gro
+    void pl_relay_loop_get_stats(const pl_relay_loop *l, pl_relay_loop_stats *out)
 
 
