@@ -109,9 +109,12 @@ class Commands:
         """Forgets that a peer needed the relay."""
         return self._json(rq.prefer_direct(node))
 
-    def peer_path(self, node: int) -> Json:
-        """The path to a peer, why it is taken, and what was decided before."""
-        return self._json(rq.peer_path(node))
+    def peer_path(self, node: int, wait_ms: int = 0) -> Json:
+        """The path to a peer, why it is taken, and what was decided before (docs/wire-extensions.md section 4).
+
+        wait_ms: look for the peer and answer when the path is settled, at most 30 000; 0 = what is known now.
+        """
+        return self._json(rq.peer_path(node, wait_ms), 60.0 + wait_ms / 1000)
 
     def handshake(self, node: int, justification: str = "") -> Json:
         """Asks a node for trust."""

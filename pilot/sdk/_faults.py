@@ -9,6 +9,7 @@ START_HINT = "start the daemon with: pilotctl daemon start"
 # First match wins: (text inside the daemon's message, lower case; code; retryable).
 _CODES: tuple[tuple[str, str, bool], ...] = (
     ("unknown command", "not_supported", False),
+    ("unknown sub-command", "not_supported", False),
     ("already bound", "already_exists", False),
     ("dial timeout", "timeout", True),
     ("key exchange", "connection_failed", True),

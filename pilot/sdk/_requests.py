@@ -133,8 +133,8 @@ def prefer_direct(node: int) -> Request:
     return Request(0x2D, 0x2E, "prefer_direct", _U32(node))
 
 
-def peer_path(node: int) -> Request:
-    return Request(0x60, 0x61, "peer_path", _U32(node))
+def peer_path(node: int, wait_ms: int = 0) -> Request:
+    return Request(0x60, 0x61, "path", _U32(node) + _U32(wait_ms))
 
 
 def submit_badge(badge: str, signature: str) -> Request:

@@ -1,0 +1,201 @@
+"""ping, traceroute, bench: the echo service of a peer, port 7 (cli.md section 6)."""
+
+from __future__ import annotations
+
+import time
+from time import monotonic
+from typing import Any
+
+from pilot.cli.args import usage
+from pilot.cli.output import millis, seconds, size
+from pilot.cli.progress import Bar
+from pilot.cli.session import Session, Target
+from pilot.errors import PilotError
+from pilot.sdk.streams import Connection
+
+ECHO = 7
+PAUSE = 1.0
+PROBE_TIMEOUT = 30.0
+PIECE = 256 << 10
+PATTERN = bytes(range(256)) * ((PIECE + 256) // 256)  # the byte at position i is i mod 256
+MAX_BENCH_MB = 1 << 20
+
+
+def ping(s: Session) -> int:
+    """A new stream per probe; the time is that of the echo, set-up is reported beside it. 1 if nothing came back."""
+    target = s.dial_target()
+    count = s.args.count("count", 4)
+    limit = s.args.duration("timeout", 0.0) if "timeout" in s.args.flags else None
+    deadline = None if limit is None else monotonic() + limit
+    s.out.line(f"PING {target.label}:")
+    results: list[dict[str, Any]] = []
+    timed_out = False
+    try:
+        for seq in range(count):
+            rest = PROBE_TIMEOUT if deadline is None else min(PROBE_TIMEOUT, deadline - monotonic())
+            if rest <= 0:
+                timed_out = True
+                break
+            results.append(_probe(s, target, seq, rest))
+            if seq + 1 < count:
+                time.sleep(PAUSE if deadline is None else max(0.0, min(PAUSE, deadline - monotonic())))
+    except KeyboardInterrupt:
+        s.out.line(_summary(results))
+        raise
+    data = {"target": str(target.address), "to": target.typed, "results": results, "timeout": timed_out}
+    s.out.done(data, _summary(results))
+    return 0 if any("rtt_ms" in r for r in results) else 1
+
+
+def _probe(s: Session, target: Target, seq: int, timeout: float) -> dict[str, Any]:
+    started = monotonic()
+    payload = f"ping-{seq}".encode()
+    try:
+        with s.client.dial_addr(target.address, ECHO, timeout) as conn:
+            dialled = monotonic()
+            _echo(conn, payload, max(0.05, timeout - (dialled - started)))
+            done = monotonic()
+    except PilotError as e:
+        if e.code == "not_running":
+            raise
+        reason = e.message.rpartition("daemon: ")[2]
+        s.out.line(f"  No reply: {reason}")
+        return {"seq": seq, "error": reason}
+    rtt = (done - dialled) * 1e3
+    state = s.path(target.address.node)
+    s.out.line(f"  Reply: {millis(rtt)} ({state})" if str(state) else f"  Reply: {millis(rtt)}")
+    return {
+        "seq": seq,
+        "bytes": len(payload),
+        "rtt_ms": round(rtt, 3),
+        "dial_ms": round((dialled - started) * 1e3, 3),
+        "path": state.kind or None,
+        "encrypted": state.encrypted,
+    }
+
+
+def _echo(conn: Connection, payload: bytes, timeout: float) -> None:
+    conn.write(payload, timeout)
+    if conn.read_exactly(len(payload), timeout) != payload:
+        raise PilotError("connection_failed", "the echo differs from what was sent")
+
+
+def _summary(results: list[dict[str, Any]]) -> str:
+    times = [r["rtt_ms"] for r in results if "rtt_ms" in r]
+    loss = round(100 * (len(results) - len(times)) / len(results)) if results else 0
+    text = f"{len(results)} packet{'' if len(results) == 1 else 's'}, {loss}% loss"
+    if times:
+        mean = sum(times) / len(times)
+        text += f", avg {mean:.2f}ms" if mean < 0.995 else f", avg {mean:.1f}ms"
+    return text
+
+
+def traceroute(s: Session) -> int:
+    """One stream: time to set it up, then three round trips."""
+    s.args.need("target")
+    target = s.target(s.args.at(0))
+    timeout = s.args.duration("timeout", PROBE_TIMEOUT)
+    started = monotonic()
+    samples: list[dict[str, Any]] = []
+    data: dict[str, Any] = {"target": str(target.address), "rtt_samples": samples}
+    with s.dial(target, ECHO, timeout) as conn:
+        data["setup_ms"] = round((monotonic() - started) * 1e3, 3)
+        try:
+            for seq in range(3):
+                payload = f"trace-{seq}".encode()
+                at = monotonic()
+                _echo(conn, payload, max(0.05, timeout - (at - started)))
+                samples.append({"rtt_ms": round((monotonic() - at) * 1e3, 3), "bytes": len(payload)})
+        except PilotError as e:
+            if e.code == "not_running":
+                raise
+            data["error"] = e.message
+    state = s.path(target.address.node)
+    data |= {"path": state.kind or None, "encrypted": state.encrypted}
+    lines = [f"TRACEROUTE {target.label}", f"  Set-up: {millis(data['setup_ms'])}" + (f" ({state})" if str(state) else "")]
+    lines += [f"  Round trip {i + 1}: {millis(r['rtt_ms'])}" for i, r in enumerate(samples)]
+    if "error" in data:
+        lines.append(f"  No reply: {data['error']}")
+    s.out.done(data, "\n".join(lines))
+    return 0 if samples else 1
+
+
+def bench(s: Session) -> int:
+    """Sends a pattern to the echo service and checks every byte that comes back. 1 if not all did."""
+    s.args.need("target")
+    try:
+        megabytes = float(s.args.at(1, "1"))
+    except ValueError:
+        megabytes = 0.0
+    if not 0 < megabytes <= MAX_BENCH_MB:
+        raise usage(f"size_mb: want a number of megabytes above 0, got {s.args.at(1)}")
+    total = max(1, int(megabytes * (1 << 20)))
+    timeout = s.args.duration("timeout", 120.0)
+    target = s.dial_target()
+    s.out.line(f"BENCH {target.label} — sending {size(total)} via echo port")
+    with s.dial(target, ECHO, PROBE_TIMEOUT) as conn, Bar("bench", total, s.out.json) as bar:
+        sent, got, sent_s, total_s, error = _pump(s, conn, total, timeout, bar)
+    data = {
+        "target": str(target.address),
+        "sent_bytes": sent,
+        "recv_bytes": got,
+        "send_duration_ms": round(sent_s * 1e3, 3),
+        "total_duration_ms": round(total_s * 1e3, 3),
+        "send_mbps": sent / (1 << 20) / max(sent_s, 1e-9),
+        "total_mbps": got / (1 << 20) / max(total_s, 1e-9),
+        "complete": got == total,
+    }
+    state = s.path(target.address.node)
+    data |= {"path": state.kind or None, "encrypted": state.encrypted}
+    if error:
+        data["error"] = error
+    lines = [
+        f"  Sent:     {_rate(sent, sent_s)}",
+        f"  Echoed:   {_rate(got, total_s)}{f' ({state})' if str(state) else ''}",
+    ]
+    if error:
+        lines.append(f"  Incomplete: {error}")
+    s.out.done(data, "\n".join(lines))
+    return 0 if got == total else 1
+
+
+def _rate(count: int, took: float) -> str:
+    per_second = count / max(took, 1e-9)
+    return f"{size(count)} in {seconds(took)} ({size(per_second)}/s, {per_second * 8 / 1e6:.0f} Mbit/s)"
+
+
+def _pump(
+    s: Session, conn: Connection, total: int, timeout: float, bar: Bar
+) -> tuple[int, int, float, float, str]:
+    """(sent, received, seconds to send, seconds in all, "" or why it ended early)."""
+    started = monotonic()
+    sent = got = 0
+    sent_at = started
+    pattern = memoryview(PATTERN)
+    try:
+        while got < total:
+            put = 0
+            if sent < total:
+                at = sent % 256
+                put = conn.try_write(pattern[at : at + min(PIECE, total - sent)])
+                sent += put
+                sent_at = monotonic()
+            data = conn.try_read(PIECE)
+            if data:
+                at = got % 256
+                if data != pattern[at : at + len(data)]:
+                    return sent, got, sent_at - started, monotonic() - started, "the echo differs from what was sent"
+                got += len(data)
+                bar.update(got)
+            elif conn.ended:
+                return sent, got, sent_at - started, monotonic() - started, "the peer closed the stream"
+            elif not put:
+                rest = timeout - (monotonic() - started)
+                if rest <= 0:
+                    return sent, got, sent_at - started, monotonic() - started, f"not done within {timeout:g}s"
+                s.client.wait(writable=sent < total, timeout=min(rest, 1.0))
+    except PilotError as e:
+        if e.code == "not_running":
+            raise
+        return sent, got, sent_at - started, monotonic() - started, e.message
+    return sent, got, sent_at - started, monotonic() - started, ""
