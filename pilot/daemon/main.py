@@ -56,7 +56,7 @@ def _run(argv: list[str]) -> int:
 
     import uvloop
 
-    from pilot.daemon import logs
+    from pilot import logs
     from pilot.daemon.node import serve
 
     logs.setup(config.log_level, config.log_format)
