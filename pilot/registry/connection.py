@@ -7,7 +7,7 @@ its replies, and while the budget of the connection or of its address is spent; 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pilot.registry.core import Peer
 from pilot.registry.endpoint import plain_ip
@@ -46,8 +46,7 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        transport = self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
         name = transport.get_extra_info("peername")
         if not name:
             transport.abort()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from typing import cast
 
 from pilot.errors import PilotError
 from pilot.registry import tls
@@ -34,8 +35,7 @@ class _Link(asyncio.Protocol):
         self._reply: asyncio.Future[Message] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
         self.open = True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -149,7 +149,9 @@ class Pool:
                 raise
             finally:
                 self._busy.discard(link)
-            if link.open:
+            if self._closed:
+                link.abort()
+            elif link.open:
                 self._idle.append(link)
             return reply
         raise PilotError("connection_failed", f"the registry {self._where} closed the connection: {last}", HINT, True)
