@@ -135,6 +135,7 @@ def error(text: str) -> bytes:
 def json_frame(code: int, value: Any) -> bytes:
     """A frame with compact JSON. Raises WireError above MAX_FRAME and for values that JSON does not know."""
     try:
-        return frame(code, to_json(value))
-    except (TypeError, RecursionError) as error:
+        payload = to_json(value)
+    except (TypeError, ValueError, RecursionError) as error:
         raise WireError(f"reply cannot be encoded: {error}") from None
+    return frame(code, payload)

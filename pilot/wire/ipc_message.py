@@ -34,12 +34,19 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
 def from_json(raw: bytes) -> Any:
     """Any JSON value. Raises WireError."""
     try:
-        return json.loads(raw)
+        value = json.loads(raw, parse_constant=_no_number)
+        if b"\\u" in raw:
+            to_json(value)  # escapes can write half a surrogate pair, which no later encoder takes
     except (ValueError, RecursionError) as error:
         raise WireError(f"invalid JSON: {error}") from None
+    return value
 
 
 def _object(raw: bytes) -> dict[str, Any]:
