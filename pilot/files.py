@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def make_private_dir(path: Path) -> None:
@@ -23,11 +25,12 @@ def sync_dir(path: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replaces `path` by `data`; readers see the old or the new content. Raises OSError, and then nothing
-    changed.
+@contextlib.contextmanager
+def open_atomic(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends; readers see the old or the new content.
 
-    A symlink at `path` is followed, so that it keeps pointing to the current file.
+    Raises OSError, and then nothing changed. A symlink at `path` is followed, so that it keeps pointing to the
+    current file.
     """
     path = Path(os.path.realpath(path))
     make_private_dir(path.parent)
@@ -35,7 +38,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with open(fd, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.rename(temporary, path)
@@ -44,3 +47,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
             os.unlink(temporary)
         raise
     sync_dir(path.parent)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replaces `path` by `data`, as `open_atomic`. Raises OSError, and then nothing changed."""
+    with open_atomic(path, mode) as f:
+        f.write(data)

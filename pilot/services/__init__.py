@@ -3,5 +3,5 @@
 stream        streams for Python code: listen, dial, read, write
 dataexchange  port 1001: messages and files; filestream: chunked transfers; mailbox: their place on disk
 eventstream   port 1002: topics            webhook  events of the node as POSTs
-frames        reading from a stream with limits
+frames        reading from a stream with limits; diskwriter: from there into a file; inbox, ratelimit: limits
 """

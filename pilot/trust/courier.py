@@ -31,12 +31,14 @@ class Courier:
     def __init__(
         self,
         hub: StreamHub,
+        own_node: Callable[[], int],
         public_key: bytes,
         sign: Callable[[bytes], bytes],
         now: Callable[[], float],
     ) -> None:
-        """public_key (32 bytes), sign (plain Ed25519): the node's identity. now: Unix seconds."""
-        self.own_node = 0
+        """own_node: this node's number at present. public_key (32 bytes), sign (plain Ed25519): its identity.
+        now: Unix seconds."""
+        self._own_node = own_node
         self._hub = hub
         self._public_key = public_key
         self._sign = sign
@@ -71,7 +73,7 @@ class Courier:
         while True:
             data = HandshakeMessage.build(
                 type_,
-                self.own_node,
+                self._own_node(),
                 node,
                 self._public_key,
                 self._sign,

@@ -99,7 +99,7 @@ class TrustService:
         self._paths = paths
         self._emit = emit
         self._now = now
-        self._courier = Courier(hub, public_key, sign, now)
+        self._courier = Courier(hub, lambda: machine.own_node, public_key, sign, now)
         self._relay = RelayPoller(registry, self._relayed, lambda: bool(self.store.requested), clock)
         self._open = 0
         # One thread: a later state never loses to an earlier one that is still being written.
@@ -115,7 +115,7 @@ class TrustService:
         """Applies the stored trust to the data plane, listens on 444, begins to poll. Call after registration.
 
         Raises PilotError(already_exists) if the port is taken."""
-        self.machine.own_node = self._courier.own_node = own_node
+        self.machine.own_node = own_node
         self._hub.listen(PORT, self._serve, open_port=True)
         for peer in self.store.trusted.values():
             self._plane.set_trusted(peer.node_id, True)
@@ -139,6 +139,10 @@ class TrustService:
         await self._relay.close()
         await self._save()
         await asyncio.to_thread(self._writer.shutdown)
+
+    def set_public_key(self, public_key: bytes) -> None:
+        """The node's identity key was replaced (32 bytes); `sign` signs with the new one already."""
+        self._public_key = public_key
 
     def notify(self) -> None:
         """The beacon says that the registry holds something for us (0x0A, kind 1). May be forged: limited."""
@@ -377,7 +381,7 @@ class TrustService:
     def _respond(self, node: int, accept: bool) -> None:
         self._tell(node, accept, partial(self._registry.respond_handshake, node, accept))
 
-    def _tell(self, node: int, trusted: bool, call: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
+    def _tell(self, node: int, trusted: bool, call: Callable[[], Awaitable[object]]) -> None:
         """Tells the registry in the background, again later if it cannot be reached, as long as the trust in
         `node` is what the call says."""
 

@@ -1,0 +1,353 @@
+"""Where received files and messages lie on disk, and how much of it (services.md section 3, "On-disk layout").
+
+    received/<base>-<time>-<number><ext>      a whole file, never a part of one
+    received/.partial/<hex transfer id>       what has arrived of it; its size is where the sender goes on
+    inbox/<TYPE>-<time>-<number>.json         a message
+
+Everything here blocks and runs in worker threads. Nothing a peer sends chooses a path: names are checked, symbolic
+links in `.partial` are not followed. Directories are 0700, files 0600.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from pilot.files import make_private_dir, open_atomic, sync_dir
+from pilot.services.inbox import Inbox
+from pilot.wire import services as wire
+from pilot.wire.errors import WireError
+
+PARTIAL_S = 86400.0  # a transfer nobody continues
+PRIVATE_PARTIAL_S = 3600.0  # a part that cannot be continued, left by a crash
+MAX_PARTIALS = 256
+SCAN_S = 60.0  # how long the size of received/ is believed without a look
+SPARE_BYTES = 16 << 20  # left free on the disk
+MAX_STORED_NAME = 255
+MAX_EXT = 64
+HASH_BYTES = 1 << 20
+_TRANSFER = re.compile(r"[0-9a-f]{32}")
+
+
+class StoreError(Exception):
+    """The file or message is not taken; the text is for the peer, so it names no path."""
+
+
+def reason(error: StoreError | OSError) -> str:
+    """What the peer is told."""
+    return str(error) if isinstance(error, StoreError) else error.strerror or "input/output error"
+
+
+def check_name(name: str) -> None:
+    """Raises StoreError for a file name that is a path or cannot be shown."""
+    try:
+        wire.check_name(name)
+    except WireError as e:
+        raise StoreError(e.reason) from None
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in name):
+        raise StoreError("file name has control characters")
+
+
+def stored_name(name: str, stamp: str) -> str:
+    """`report.txt` -> `report-<stamp>.txt`, at most 255 bytes."""
+    base, dot, ext = name.rpartition(".")
+    ext = dot + ext
+    if not dot or len(ext.encode()) > MAX_EXT:
+        base, ext = name, ""
+    room = MAX_STORED_NAME - len(stamp.encode()) - 1 - len(ext.encode())
+    base = base.encode()[:room].decode(errors="ignore")
+    return f"{base}-{stamp}{ext}"
+
+
+class Partial:
+    """A file that is arriving. `size`: bytes there; `total`: bytes reserved for it."""
+
+    def __init__(self, fd: int, path: Path, size: int, total: int, hashed: bool) -> None:
+        self.path = path
+        self.size = size
+        self.total = total
+        self._fd = fd
+        self._sha = hashlib.sha256() if hashed else None
+        self._hashed = 0
+
+    def write(self, pieces: Sequence[memoryview]) -> None:
+        """Appends. OSError (disk full)."""
+        self._catch_up()
+        for piece in pieces:
+            rest = piece
+            while rest:
+                written = os.write(self._fd, rest)
+                self.size += written
+                rest = rest[written:]
+            if self._sha is not None:
+                self._sha.update(piece)
+                self._hashed += len(piece)
+
+    def digest(self) -> bytes:
+        """SHA-256 of all that is there."""
+        self._catch_up()
+        return self._sha.digest() if self._sha is not None else b""
+
+    def sync(self) -> None:
+        """Makes the content survive a power cut."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _catch_up(self) -> None:
+        """Hashes what an earlier transfer left; only in a thread, it may be gigabytes."""
+        while self._sha is not None and self._hashed < self.size:
+            data = os.pread(self._fd, min(HASH_BYTES, self.size - self._hashed), self._hashed)
+            if not data:
+                raise OSError(errno.EIO, "the partial file shrank")
+            self._sha.update(data)
+            self._hashed += len(data)
+
+
+class Mailbox:
+    """`received/` and `inbox/` of one home. Thread-safe."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        received_quota: int = 2 << 30,
+        base64_always: bool = False,
+        on_full: Callable[[str, dict[str, int]], None] = lambda event, data: None,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """received_quota: bytes, 0 = what is free. on_full(event, data): `inbox.full` or `received.full`, from a
+        worker thread."""
+        self.received = home / "received"
+        self.partial = self.received / ".partial"
+        self.inbox = Inbox(home / "inbox", lambda removed: on_full("inbox.full", {"removed": removed}))
+        self._quota = received_quota
+        self._base64 = base64_always
+        self._on_full = on_full
+        self._now_ns = now_ns
+        self._lock = threading.Lock()
+        self._number = 0
+        self._used = 0
+        self._scanned_ns = -1
+        self._reserved = 0
+        self._active: set[str] = set()
+        self._owner: dict[str, int] = {}  # transfer: the node whose bytes lie in its partial file
+
+    # ---- files ----
+
+    def open_transfer(self, transfer_id: bytes, node: int, total: int) -> Partial:
+        """The partial file of a transfer, reserved up to `total` bytes; its `size` is where to go on.
+
+        While another stream fills it, or if another node did, the transfer gets a file of its own: nobody spoils
+        the transfer of somebody else. Raises StoreError, OSError.
+        """
+        name = transfer_id.hex()
+        with self._lock:
+            if name in self._active or self._owner.get(name, node) != node:
+                name = f"{name}-{os.urandom(4).hex()}"
+            else:
+                self._owner.pop(name, None)
+                self._owner[name] = node
+                while len(self._owner) > MAX_PARTIALS:
+                    del self._owner[next(iter(self._owner))]
+            return self._claim(name, total, hashed=True)
+
+    def open_file(self, total: int) -> Partial:
+        """A new partial file for a FILE frame. Raises StoreError, OSError."""
+        with self._lock:
+            return self._claim(f"frame-{os.urandom(8).hex()}", total, hashed=False)
+
+    def finish(self, part: Partial, name: str) -> Path:
+        """Syncs a complete file and gives it its final name. Raises OSError, and then it has none."""
+        part.sync()
+        with self._lock:
+            final = self._free_name(name)
+            os.rename(part.path, final)
+        sync_dir(self.received)
+        return final
+
+    def release(self, part: Partial, *, discard: bool = False) -> None:
+        """The stream of `part` is over. discard: nobody will continue it."""
+        part.close()
+        if discard:
+            with contextlib.suppress(OSError):
+                os.unlink(part.path)
+        with self._lock:
+            self._active.discard(part.path.name)
+            self._reserved -= part.total
+            self._used += 0 if discard else part.size
+
+    def sweep(self) -> None:
+        """Removes partial files that are too old or too many."""
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            rows = sorted(_files(self.partial, skip=self._active), key=lambda row: row[2])
+            now = self._now_ns() / 1e9
+            for at, (path, size, changed) in enumerate(rows):
+                keep_s = PARTIAL_S if _TRANSFER.fullmatch(path.name) else PRIVATE_PARTIAL_S
+                if now - changed > keep_s or len(rows) - at > MAX_PARTIALS:
+                    self._remove(path, size)
+
+    def _claim(self, name: str, total: int, hashed: bool) -> Partial:
+        """Opens a partial file; from now on it counts with `total`."""
+        self._active.add(name)
+        held = 0
+        with contextlib.suppress(OSError):
+            held = os.lstat(self.partial / name).st_size
+        self._used -= held
+        try:
+            self._make_room(total)
+            part = self._open(name, total, hashed)
+        except BaseException:
+            self._active.discard(name)
+            self._used += held
+            raise
+        self._reserved += total
+        return part
+
+    def _open(self, name: str, total: int, hashed: bool) -> Partial:
+        make_private_dir(self.received)
+        make_private_dir(self.partial)
+        if not stat.S_ISDIR(os.lstat(self.partial).st_mode):
+            raise OSError(errno.ENOTDIR, "received/.partial is not a directory")
+        path = self.partial / name
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(path, flags, 0o600)
+        except OSError as e:
+            if e.errno not in (errno.ELOOP, errno.ENXIO):
+                raise
+            os.unlink(path)  # a symbolic link or a FIFO in the place of our file
+            fd = os.open(path, flags | os.O_EXCL, 0o600)
+        try:
+            state = os.fstat(fd)
+            if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+                os.close(fd)
+                os.unlink(path)
+                fd = os.open(path, flags | os.O_EXCL, 0o600)
+                state = os.fstat(fd)
+            if state.st_size > total:
+                os.ftruncate(fd, 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Partial(fd, path, state.st_size if state.st_size <= total else 0, total, hashed)
+
+    def _make_room(self, size: int) -> None:
+        """Refuses `size` bytes that neither the quota nor the disk has; forgotten transfers give way first."""
+        if not self._fits(size) and not self._fits(size, scan=True):
+            rows = _files(self.partial, skip=self._active) if self.partial.is_dir() else ()
+            for path, held, _ in sorted(rows, key=lambda row: row[2]):
+                self._remove(path, held)
+                if self._fits(size):
+                    return
+            used = self._used + self._reserved
+            self._on_full("received.full", {"used": used, "quota": self._quota, "size": size})
+            raise StoreError("the receiver's space for files is used up")
+
+    def _fits(self, size: int, scan: bool = False) -> bool:
+        now = self._now_ns()
+        if scan or not 0 <= now - self._scanned_ns < SCAN_S * 1e9:
+            self._scanned_ns = now
+            self._used = 0
+            for directory in (self.received, self.partial):
+                with contextlib.suppress(OSError):
+                    self._used += sum(held for _, held, _ in _files(directory, skip=self._active))
+        if self._quota and self._used + self._reserved + size > self._quota:
+            return False
+        make_private_dir(self.received)
+        return shutil.disk_usage(self.received).free >= size + SPARE_BYTES
+
+    def _remove(self, path: Path, size: int) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            self._used -= size
+            self._owner.pop(path.name, None)
+
+    def _free_name(self, name: str) -> Path:
+        while True:
+            final = self.received / stored_name(name, self._stamp())
+            if not os.path.lexists(final):
+                return final
+
+    def _stamp(self) -> str:
+        """`<YYYYMMDD-HHMMSS.mmm>-<6 digits>`, local time. Needs the lock."""
+        self._number = self._number % 999999 + 1
+        ns = self._now_ns()
+        text = time.strftime("%Y%m%d-%H%M%S", time.localtime(ns // 10**9))
+        return f"{text}.{ns // 10**6 % 1000:03d}-{self._number:06d}"
+
+    # ---- messages ----
+
+    def store_message(self, kind: str, sender: str, body: IO[bytes], *, message_id: str = "", reply_to: str = "") -> Path:
+        """A message from the start of `body` to its end. kind: TEXT, BINARY or JSON. Raises OSError."""
+        size = body.seek(0, os.SEEK_END)
+        binary = self._base64 or kind == "BINARY" or not _is_utf8(body)
+        ns = self._now_ns()
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + f".{ns % 10**9:09d}Z"
+        head = {"data_encoding": "base64" if binary else "utf8", "from": sender}
+        ids = {k: v for k, v in (("message_id", message_id), ("reply_to", reply_to)) if v}
+        rest = json.dumps(head | ids | {"received_at": at, "type": kind}, sort_keys=True, separators=(",", ":"))
+        make_private_dir(self.inbox.path)
+        with self._lock:
+            path = self.inbox.path / f"{kind}-{self._stamp()}.json"
+        with open_atomic(path) as out:
+            out.write(b'{"bytes":%d,"%s":"' % (size, b"data_b64" if binary else b"data"))
+            for part in _base64_parts(body) if binary else _json_parts(body):
+                out.write(part)
+            out.write(b'",' + rest[1:].encode())
+            written = out.tell()
+        self.inbox.added(path, written)
+        return path
+
+
+def _files(directory: Path, skip: set[str]) -> Iterator[tuple[Path, int, float]]:
+    """Regular files as (path, bytes, time of the last change)."""
+    with os.scandir(directory) as rows:
+        for row in rows:
+            with contextlib.suppress(FileNotFoundError):
+                if row.name not in skip and row.is_file(follow_symlinks=False):
+                    state = row.stat(follow_symlinks=False)
+                    yield Path(row.path), state.st_size, state.st_mtime
+
+
+def _is_utf8(body: IO[bytes]) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    body.seek(0)
+    try:
+        while part := body.read(HASH_BYTES):
+            decoder.decode(part)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _json_parts(body: IO[bytes]) -> Iterator[bytes]:
+    """The inside of a JSON string."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    body.seek(0)
+    while part := body.read(HASH_BYTES):
+        yield json.dumps(decoder.decode(part), ensure_ascii=False)[1:-1].encode()
+
+
+def _base64_parts(body: IO[bytes]) -> Iterator[bytes]:
+    body.seek(0)
+    while part := body.read(3 << 18):  # a multiple of 3: no padding inside
+        yield base64.b64encode(part)
