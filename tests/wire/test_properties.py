@@ -262,7 +262,8 @@ tags = st.lists(st.text(max_size=8), max_size=3)
 requests: st.SearchStrategy[Request] = st.one_of(
     st.builds(rq.Bind, u16), st.builds(rq.Unbind, u16), st.builds(rq.Dial, addresses, u16), st.builds(rq.Send, u32, payloads),
     st.builds(rq.Close, u32), st.builds(rq.SendTo, addresses, u16, payloads),
-    st.builds(rq.SendToConfirm, addresses, u16, payloads), st.builds(rq.Cancel), st.builds(rq.Broadcast, u16, u16, texts, payloads), st.builds(rq.Info), st.builds(rq.Health),
+    st.builds(rq.SendToConfirm, addresses, u16, payloads), st.builds(rq.Cancel),
+    st.builds(rq.Broadcast, u16, u16, texts, payloads), st.builds(rq.Info), st.builds(rq.Health),
     st.builds(rq.ResolveHostname, st.text(min_size=1, max_size=9)), st.builds(rq.SetHostname, texts),
     st.builds(rq.SetVisibility, st.booleans()), st.builds(rq.Deregister), st.builds(rq.SetTags, tags),
     st.builds(rq.SetWebhook, texts), st.builds(rq.SetTaskExec, st.booleans()), st.builds(rq.RotateKey),
