@@ -121,7 +121,9 @@ class DataPlane(EngineBase):
     def client_send(self, client: int, cmd: int, payload: bytes = b"") -> bool:
         """Queues one IPC frame; False if the client is gone or hopelessly slow."""
     def client_close(self, client: int) -> None: ...
-    def attach(self, conn: int, client: int) -> None: ...
+    def attach(self, conn: int, client: int, cmd: int = 0, payload: bytes = b"") -> None:
+        """Hands a connection to a client. cmd: queues that frame (DialOK, Accept) in front of the connection's bytes, in the
+        same moment, so that the client may use the connection as soon as it has read it."""
 
 class Engine(EngineBase):
     """Sans-I/O engine for tests and the simulator. Time is what was last passed in, nanoseconds."""

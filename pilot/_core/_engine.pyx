@@ -584,13 +584,18 @@ cdef class DataPlane(EngineBase):
             pl_loop_client_close(self.loop, client)
             pl_loop_unlock(self.loop)
 
-    def attach(self, uint32_t conn, uint32_t client):
+    def attach(self, uint32_t conn, uint32_t client, uint8_t cmd=0, const uint8_t[::1] payload=b""):
         cdef uint64_t now
-        cdef int r
+        cdef int r = PL_OK
+        cdef uint32_t n = payload.shape[0]
+        cdef const uint8_t *p = &payload[0] if n else NULL
         self.check_open()
         with nogil:
             pl_loop_lock(self.loop, &now)
-            r = pl_loop_attach(self.loop, conn, client)
+            if cmd:  # under one lock: the client's answer to this frame must find the connection in its hands
+                r = pl_loop_client_send(self.loop, client, cmd, p, n)
+            if r == PL_OK:
+                r = pl_loop_attach(self.loop, conn, client)
             pl_loop_unlock(self.loop)
         check(r)
 

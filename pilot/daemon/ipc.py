@@ -37,10 +37,10 @@ class Refusal(Exception):
 
 
 class Reply(NamedTuple):
-    """payload: of the reply frame. sent(delivered): called when the frame is queued, or could not be."""
+    """payload: of the reply frame. conn: a connection that is the client's from the moment it reads the reply."""
 
     payload: bytes = b""
-    sent: Callable[[bool], None] | None = None
+    conn: int = 0
 
 
 # Takes the client and its request, of the class it is registered for.
@@ -52,6 +52,19 @@ class Plane(Protocol):
 
     def client_send(self, client: int, cmd: int, payload: bytes = b"") -> bool: ...
     def client_close(self, client: int) -> None: ...
+
+
+class Owner(Protocol):
+    """Who keeps account of what clients hold."""
+
+    def hand_over(self, client: Client, conn: int, code: int, payload: bytes) -> None:
+        """Sends the frame and gives the connection to the client."""
+
+    def discard(self, client: Client, conn: int) -> None:
+        """The client left before it could take the connection."""
+
+    def gone(self, client: Client) -> None:
+        """A client left; its requests are cancelled."""
 
 
 class Client:
@@ -68,18 +81,16 @@ class Client:
 
 
 class IpcServer:
-    """The clients of one daemon. `gone` hears of each client that left, after its requests were cancelled."""
+    """The clients of one daemon."""
 
-    def __init__(
-        self, plane: Plane, handlers: Mapping[type[Request], Handler | None], gone: Callable[[Client], None]
-    ) -> None:
+    def __init__(self, plane: Plane, handlers: Mapping[type[Request], Handler | None], owner: Owner) -> None:
         """handlers: by request; None = taken and not answered. Codes without any are unknown commands."""
         self.clients: dict[int, Client] = {}
         self.requests = 0
         self._plane = plane
         self._handlers = handlers
         self._codes = frozenset(kind.code for kind in handlers)
-        self._gone = gone
+        self._owner = owner
 
     def handle(self, event: Event) -> bool:
         """Takes an event of the data plane. False if it is not about a client."""
@@ -169,8 +180,8 @@ class IpcServer:
             if before is not None:
                 await asyncio.wait({before})
         except asyncio.CancelledError:
-            if isinstance(result, Reply) and result.sent:
-                result.sent(False)
+            if isinstance(result, Reply) and result.conn:
+                self._owner.discard(client, result.conn)
             raise
         self._answer(client, reply, result)
 
@@ -190,15 +201,13 @@ class IpcServer:
     def _answer(self, client: Client, reply: int, result: Reply | str) -> None:
         if isinstance(result, str):
             self._error(client, result)
-            return
-        if len(result.payload) < MAX_FRAME:
-            delivered = self._plane.client_send(client.id, reply, result.payload)
+        elif result.conn:
+            self._owner.hand_over(client, result.conn, reply, result.payload)
+        elif len(result.payload) < MAX_FRAME:
+            self._plane.client_send(client.id, reply, result.payload)
         else:
             log.error("reply does not fit one frame", extra={"reply_code": reply})
             self._error(client, "the answer is too large")
-            delivered = False
-        if result.sent:
-            result.sent(delivered)
 
     def _error(self, client: Client, text: str) -> None:
         raw = text.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
@@ -208,7 +217,7 @@ class IpcServer:
         client.waiting.clear()
         for task in list(client.tasks):
             task.cancel()
-        self._gone(client)
+        self._owner.gone(client)
 
 
 def _label(request: Request) -> str:

@@ -13,7 +13,7 @@ from pilot.errors import PilotError
 from pilot.services.stream import DialError
 from pilot.wire import ipc_requests as rq
 from pilot.wire.address import Address
-from pilot.wire.ipc import Accept, BindOk, DialOk, UnbindOk
+from pilot.wire.ipc import Accept, BindOk, CloseOk, Cmd, DialOk, UnbindOk
 from pilot.wire.ipc_message import Request
 
 if TYPE_CHECKING:
@@ -44,6 +44,30 @@ class StreamCommands:
             rq.SendToConfirm: self._confirm,
         }
 
+    # ---- what clients hold (ipc.Owner) ----
+
+    def hand_over(self, client: Client, conn: int, code: int, payload: bytes) -> None:
+        """See ipc.Owner."""
+        self._holders[conn] = client
+        try:
+            self._plane.attach(conn, client.id, code, payload)
+        except CoreError:  # reset meanwhile, or the client is gone
+            self._plane.client_send(client.id, Cmd.CLOSE_OK, CloseOk(conn).payload)
+            self.discard(client, conn)
+
+    def discard(self, client: Client, conn: int) -> None:
+        """See ipc.Owner."""
+        self._holders.pop(conn, None)
+        client.conns -= 1
+        self._plane.abort(conn)
+
+    def gone(self, client: Client) -> None:
+        """Its ports are free. The data plane has closed its connections."""
+        for port in client.ports:
+            with contextlib.suppress(CoreError):
+                self._plane.unlisten(port)
+        client.ports.clear()
+
     # ---- events ----
 
     def accepted(self, client: Client | None, event: Event) -> None:
@@ -53,20 +77,13 @@ class StreamCommands:
             return
         push = Accept(event.local_port, event.conn, Address(event.remote_net, event.node), event.remote_port)
         client.conns += 1
-        self._hand_over(client, event.conn, self._plane.client_send(client.id, push.code, push.payload))
+        self.hand_over(client, event.conn, push.code, push.payload)
 
     def closed(self, conn: int) -> None:
         """A connection is gone."""
         client = self._holders.pop(conn, None)
         if client:
             client.conns -= 1
-
-    def gone(self, client: Client) -> None:
-        """A client left: its ports are free. The data plane has closed its connections."""
-        for port in client.ports:
-            with contextlib.suppress(CoreError):
-                self._plane.unlisten(port)
-        client.ports.clear()
 
     # ---- requests ----
 
@@ -100,7 +117,7 @@ class StreamCommands:
         except BaseException:
             client.conns -= 1
             raise
-        return Reply(DialOk(conn).payload, lambda sent: self._hand_over(client, conn, sent))
+        return Reply(DialOk(conn).payload, conn)
 
     async def _open(self, client: Client, to: Address, port: int) -> int:
         """Dials; meanwhile the registry may say that there is no such node, which ends the wait."""
@@ -168,19 +185,6 @@ class StreamCommands:
             raise Refusal(f"{label}: invalid address: {to} is this node itself")
         if to.node == 0 or to.is_broadcast:
             raise Refusal(f"{label}: invalid address: {to} is not one node")
-
-    def _hand_over(self, client: Client, conn: int, sent: bool) -> None:
-        """The client knows the connection now (sent), so its bytes may flow; otherwise nobody wants it."""
-        if sent:
-            try:
-                self._plane.attach(conn, client.id)
-            except CoreError:  # reset or client gone meanwhile
-                pass
-            else:
-                self._holders[conn] = client
-                return
-        client.conns -= 1
-        self._plane.abort(conn)
 
 
 def _dial_text(error: DialError, path: asyncio.Future[None]) -> str:

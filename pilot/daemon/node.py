@@ -102,7 +102,7 @@ class Node:
         self.names = Names(self.registry, lambda: self.registration.hostname)
         self._streams = StreamCommands(self)
         table = {**self._streams.table(), **NodeCommands(self).table()}
-        self.ipc = IpcServer(self.plane, table, self._streams.gone)
+        self.ipc = IpcServer(self.plane, table, self._streams)
         self._netwatch = NetWatch(self._network_changed)
         self._metrics: MetricsServer | None = None
         self._socket_file: tuple[int, int] | None = None
