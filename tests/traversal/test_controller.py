@@ -94,7 +94,7 @@ class Node:
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Waits for a condition; fails after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - any condition of either side
             await asyncio.sleep(0.005)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,19 @@ from hypothesis import strategies as st
 from pilot.errors import PilotError
 from pilot.trust import handshake as hs
 from pilot.trust.handshake import (
-    ACCEPT, REJECT, REQUEST, REVOKE, Emit, Forget, Grant, HandshakeMachine, Policy, Report, Respond, Send, Withdraw,
+    ACCEPT,
+    REJECT,
+    REQUEST,
+    REVOKE,
+    Emit,
+    Forget,
+    Grant,
+    HandshakeMachine,
+    Policy,
+    Report,
+    Respond,
+    Send,
+    Withdraw,
 )  # fmt: skip
 from pilot.trust.message import HandshakeMessage, MessageError
 from pilot.trust.store import TrustStore
@@ -264,10 +277,8 @@ def test_recorded_messages() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_message_or_an_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(MessageError):
         HandshakeMessage.parse(data)
-    except MessageError:
-        pass
 
 
 json_values = st.recursive(
