@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pilot.errors import PilotError
+    from pilot.sdk.aio import Client
     from pilot.sdk.client import LocalClient
     from pilot.sdk.streams import Connection, DatagramPort, Listener
     from pilot.wire.address import Address
 
-__all__ = ["Address", "Connection", "DatagramPort", "Listener", "LocalClient", "PilotError"]
+__all__ = ["Address", "Client", "Connection", "DatagramPort", "Listener", "LocalClient", "PilotError"]
 
 _HOME = {
     "Address": "pilot.wire.address",
+    "Client": "pilot.sdk.aio",
     "Connection": "pilot.sdk.streams",
     "DatagramPort": "pilot.sdk.streams",
     "Listener": "pilot.sdk.streams",

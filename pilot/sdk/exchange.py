@@ -102,10 +102,11 @@ class Refused(Exception):
 
 
 class Rejected(PilotError):
-    """The receiver itself ended the transfer."""
+    """The receiver itself ended the transfer. final: another try would end the same way."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, final: bool = False) -> None:
         super().__init__("connection_failed", message)
+        self.final = final
 
 
 class FileSender:
@@ -157,9 +158,8 @@ class FileSender:
             self._offset(what, _U64.unpack_from(body)[0])
         elif what == COMPLETE:
             if body[:1] != b"\0":
-                raise PilotError(
-                    "connection_failed", f"the receiver could not store the file: {_text(body[1:])}"
-                )
+                # A part that was there before may be what is wrong; with a file sent as a whole it is the receiver.
+                raise Rejected(f"the receiver could not store the file: {_text(body[1:])}", not self.resumed)
             self.complete = True
 
     def _offset(self, what: int, offset: int) -> None:
@@ -241,9 +241,9 @@ def send_file(dial: Callable[[], Connection], path: str, progress: Progress | No
             except Refused:
                 ack = _single_frame(dial, name, file, size)
                 return Sent(name, size, sha, size, 0, monotonic() - started, ack, False)
-            except Rejected:
+            except Rejected as e:
                 # A partial file that went bad, or a receiver that takes fewer chunks: once more, strictly.
-                if retried:
+                if retried or e.final:
                     raise
                 window, retried = STRICT_WINDOW, True
         seconds = monotonic() - started
