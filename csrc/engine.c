@@ -281,6 +281,10 @@ void pl_engine_input(pl_engine *e, uint8_t *data, size_t len, size_t seg, const 
     size_t n = len < seg ? len : seg;
     e->st.pkts_recv++;
     e->st.bytes_recv += n;
+    if (n > PL_UDP_MAX) { /* no socket delivers that; what follows counts on it */
+      e->st.drop_unknown++;
+      return;
+    }
     on_frame(e, data, n, from, false, 0);
     data += n;
     len -= n;

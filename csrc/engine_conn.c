@@ -150,6 +150,16 @@ static void conn_free(pl_engine *e, pl_conn *c) {
   free(c);
 }
 
+static bool send_train(pl_engine *e, pl_conn *c, size_t *bytes);
+
+/* The peer may have accepted what is given up here: without a word it would keep the entry until its idle timeout. */
+static void send_reset(pl_engine *e, pl_conn *c) {
+  if (!c->s || c->dead) return;
+  size_t bytes = 0;
+  pl_stream_abort(c->s, e->now_ns);
+  send_train(e, c, &bytes);
+}
+
 static void dial_failed(pl_engine *e, pl_conn *c, uint64_t reason) {
   pl_event *ev = conn_event(e, c, PL_EV_CONN_FAILED);
   if (ev) ev->a = reason;
@@ -202,8 +212,8 @@ int64_t pl_engine_dial(pl_engine *e, uint16_t local_net, uint16_t remote_net, ui
   c->dialing = true;
   c->held = true;
   c->dial_deadline_ns = e->now_ns + timeout_ns;
-  p->last_dial_ns = e->now_ns | 1;
-  p->last_app_ns = e->now_ns;
+  p->last_dial_ns = e->now_ns;
+  pl_peer_active(e, p);
   if (pl_peer_usable(p)) {
     pl_conn_release(e, c);
   } else {
@@ -419,6 +429,7 @@ void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev) {
 
 void pl_conn_on_timer(pl_engine *e, pl_conn *c) {
   if (c->dialing && e->now_ns >= c->dial_deadline_ns) {
+    send_reset(e, c);
     dial_failed(e, c, c->peer->cur ? PL_DIAL_TIMEOUT : PL_DIAL_NO_KEY);
     return;
   }
@@ -430,7 +441,10 @@ void pl_conn_on_timer(pl_engine *e, pl_conn *c) {
   unsigned ev = pl_stream_tick(c->s, e->now_ns);
   pl_stream_info info;
   pl_stream_get_info(c->s, &info);
-  if (info.timeouts >= c->timeouts_seen + 3 && info.in_flight) {
+  if (info.bytes_sent != c->sent_seen || !info.unacked_segs) { /* it moves: lost segments, but no black hole */
+    c->sent_seen = info.bytes_sent;
+    c->timeouts_seen = info.timeouts;
+  } else if (info.timeouts >= c->timeouts_seen + 2) {
     c->timeouts_seen = info.timeouts;
     pl_pmtu_blackhole(e, c->peer);
   }
@@ -522,7 +536,7 @@ int64_t pl_engine_write(pl_engine *e, uint32_t conn, const uint8_t *data, size_t
   if (c->dead || c->closing || !c->s) return PL_ESTATE;
   int64_t n = pl_stream_write(c->s, data, len);
   if (n >= 0 && (size_t)n < len) c->want_write = true;
-  c->peer->last_app_ns = e->now_ns;
+  pl_peer_active(e, c->peer);
   if (n > 0) pl_conn_activate(e, c);
   return n;
 }
@@ -555,6 +569,7 @@ int pl_engine_close(pl_engine *e, uint32_t conn, uint64_t now_ns) {
   pl_conn *c = find(e, conn);
   if (!c) return PL_ENOENT;
   if (c->dialing || !c->s || c->dead) {
+    if (c->dialing) send_reset(e, c);
     c->dialing = false; /* the closer does not need to hear of it */
     pl_conn_kill(e, c, c->dead);
     return PL_OK;
@@ -574,11 +589,7 @@ int pl_engine_abort(pl_engine *e, uint32_t conn, uint64_t now_ns) {
   if (now_ns > e->now_ns) e->now_ns = now_ns;
   pl_conn *c = find(e, conn);
   if (!c) return PL_ENOENT;
-  if (c->s && !c->dead && !c->dialing) {
-    size_t bytes = 0;
-    pl_stream_abort(c->s, e->now_ns);
-    send_train(e, c, &bytes);
-  }
+  send_reset(e, c);
   c->dialing = false;
   pl_conn_kill(e, c, true);
   return PL_OK;
@@ -621,7 +632,7 @@ void pl_engine_on_taken(pl_engine *e, void (*fn)(void *, uint32_t, uint32_t), vo
 void pl_engine_touch(pl_engine *e, uint32_t conn) {
   pl_conn *c = find(e, conn);
   if (!c) return;
-  c->peer->last_app_ns = e->now_ns;
+  pl_peer_active(e, c->peer);
   pl_conn_activate(e, c);
 }
 

@@ -18,7 +18,7 @@ static int send_now(pl_engine *e, pl_peer *p, uint16_t local_net, uint16_t src_p
                     const uint8_t *data, size_t len) {
   pl_packet pkt = {.proto = PL_PROTO_DATAGRAM, .src_net = local_net, .src_node = e->node, .dst_net = remote_net,
                    .dst_node = p->node, .src_port = src_port, .dst_port = port, .len = (uint16_t)len};
-  p->last_app_ns = e->now_ns;
+  pl_peer_active(e, p);
   return pl_session_send_active(e, p, &pkt, data, len);
 }
 
@@ -31,7 +31,7 @@ int pl_engine_send_datagram(pl_engine *e, uint16_t local_net, uint16_t src_port,
   pl_peer *p = pl_peer_get(e, node);
   if (!p) return node == 0 || node == e->node ? PL_ENOENT : PL_ELIMIT;
   if (src_port == 0) src_port = pl_conn_ephemeral(e, node, port);
-  p->last_dial_ns = e->now_ns | 1;
+  p->last_dial_ns = e->now_ns;
   if (pl_peer_usable(p)) return send_now(e, p, local_net, src_port, remote_net, port, data, len);
   if (p->n_dgrams >= e->cfg.datagram_queue) return PL_ELIMIT;
   pl_dgram *d = malloc(sizeof *d + len);
@@ -44,7 +44,7 @@ int pl_engine_send_datagram(pl_engine *e, uint16_t local_net, uint16_t src_port,
     p->dgram_head = d;
   p->dgram_tail = d;
   p->n_dgrams++;
-  p->last_app_ns = e->now_ns;
+  pl_peer_active(e, p);
   pl_peer_want(e, p);
   return PL_OK;
 }

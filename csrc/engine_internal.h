@@ -72,6 +72,7 @@ typedef struct pl_peer {
   uint32_t node;
   bool trusted;
   bool has_path, relay;
+  bool keeping;         /* the timer includes a keepalive */
   pl_addr path;
   pl_key *cur, *next, *prev;
   pl_owned_timer timer;
@@ -111,7 +112,7 @@ typedef struct pl_conn {
   pl_stream *s;
   pl_owned_timer timer;
   uint64_t dial_deadline_ns; /* while dialing */
-  uint64_t timeouts_seen;
+  uint64_t timeouts_seen, sent_seen; /* since bytes last went out for the first time */
   bool dialing, held;        /* held: SYN waits for key and path */
   bool inbound, parked;      /* parked: counted in its port's accept queue */
   bool closing;              /* closed on our side: what still arrives is discarded */
@@ -186,6 +187,7 @@ void pl_peer_want(pl_engine *e, pl_peer *p);
 void pl_peer_ready(pl_engine *e, pl_peer *p);      /* key and path are there: lets held traffic go */
 void pl_peer_on_timer(pl_engine *e, pl_peer *p);
 void pl_peer_schedule(pl_engine *e, pl_peer *p);
+void pl_peer_active(pl_engine *e, pl_peer *p);     /* application traffic, in or out */
 uint32_t pl_peer_mss(const pl_engine *e, const pl_peer *p);
 void pl_peer_apply_mss(pl_engine *e, pl_peer *p);
 void pl_peer_free(pl_engine *e, pl_peer *p);

@@ -44,6 +44,7 @@ int pl_engine_set_trusted(pl_engine *e, uint32_t node, bool trusted) {
   pl_peer *p = trusted ? pl_peer_get(e, node) : pl_peer_find(e, node);
   if (!p) return trusted ? PL_ELIMIT : PL_OK;
   p->trusted = trusted;
+  pl_peer_schedule(e, p);
   return PL_OK;
 }
 
@@ -153,7 +154,7 @@ void pl_peer_on_pong(pl_engine *e, pl_peer *p, const pl_packet *pkt, const pl_ad
   for (unsigned i = 0; i < PL_PROBES; i++) {
     pl_probe *b = &p->probes[i];
     if (!b->sent_ns || b->seq != pkt->seq) continue;
-    uint64_t rtt = e->now_ns - b->sent_ns;
+    uint64_t rtt = e->now_ns > b->sent_ns ? e->now_ns - b->sent_ns : 0; /* sent_ns is odd, so one more than its time */
     pl_probe done = *b;
     memset(b, 0, sizeof *b);
     if (done.size) {
@@ -178,9 +179,15 @@ static bool keeps_alive(const pl_engine *e, const pl_peer *p) {
          (p->trusted || p->n_conns || e->now_ns - p->last_app_ns < 120 * PL_NS_PER_S);
 }
 
+void pl_peer_active(pl_engine *e, pl_peer *p) {
+  p->last_app_ns = e->now_ns;
+  if (!p->keeping) pl_peer_schedule(e, p);
+}
+
 void pl_peer_schedule(pl_engine *e, pl_peer *p) {
   uint64_t at = PL_NEVER;
-  if (keeps_alive(e, p)) at = p->last_send_ns + e->cfg.peer_keepalive_ns;
+  p->keeping = keeps_alive(e, p);
+  if (p->keeping) at = p->last_send_ns + e->cfg.peer_keepalive_ns;
   if (p->prev) at = pl_min64(at, p->prev->retire_ns);
   if (pl_peer_usable(p)) at = pl_min64(at, p->pmtu.next_ns);
   if (!p->trusted && !p->n_conns)

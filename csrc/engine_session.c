@@ -149,6 +149,7 @@ static void on_failure(pl_engine *e, pl_peer *p, int reason) {
 
 static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
   k->proved = true;
+  if (k == p->prev) return; /* replaced before its first frame came: there is no way back to it */
   if (k == p->next) {
     pl_key_free(p->prev);
     p->prev = p->cur;
@@ -156,8 +157,8 @@ static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
     p->cur = k;
     p->next = NULL;
     pl_peer_apply_mss(e, p);
-    pl_peer_schedule(e, p);
   }
+  pl_peer_schedule(e, p);
   pl_event *ev = pl_event_push(e, PL_EV_SESSION_PROVED, NULL, 0, false);
   if (!ev) return;
   ev->node = p->node;
@@ -180,6 +181,8 @@ static void note_path(pl_engine *e, pl_peer *p, const pl_addr *from, bool relaye
     }
     if (p->seen[i].at_ns < p->seen[slot].at_ns) slot = i;
   }
+  /* Both places taken within the second: a peer, or somebody on the way, could otherwise make an event of every frame. */
+  if (p->seen[slot].at_ns && e->now_ns - p->seen[slot].at_ns < PL_NS_PER_S) return;
   p->seen[slot].addr = *from;
   p->seen[slot].relay = relayed;
   p->seen[slot].at_ns = e->now_ns;
@@ -216,14 +219,14 @@ static void on_packet(pl_engine *e, pl_peer *p, pl_key *k, const pl_packet *pkt,
   switch (pkt->proto) {
     case PL_PROTO_STREAM:
       if (addressed) {
-        p->last_app_ns = e->now_ns;
+        pl_peer_active(e, p);
         pl_conn_on_packet(e, p, pkt);
         return;
       }
       break;
     case PL_PROTO_DATAGRAM:
       if (addressed) {
-        p->last_app_ns = e->now_ns;
+        pl_peer_active(e, p);
         pl_datagram_on_packet(e, p, pkt);
         return;
       }
