@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from pilot.errors import PilotError
 
-SIZE = 6  # bytes on the wire
 BACKBONE = 0  # the network every node belongs to
 BROADCAST_NODE = 0xFFFFFFFF
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from pilot.wire.address import Address
 from pilot.wire.errors import WireError
-from pilot.wire.ipc_frames import ERROR_CODE, HEAD_SIZE, MAX_FRAME, MAX_SEND, Cmd, FrameReader, frame, head, parse_frame
+from pilot.wire.ipc_frames import ERROR_CODE, MAX_FRAME, MAX_SEND, Cmd, FrameReader, frame, head, parse_frame
 from pilot.wire.ipc_message import ADDRESS, DATA, OBJECT, TEXT, U16, U32, Message, to_json
 
 __all__ = [
-    "ERROR_CODE", "HEAD_SIZE", "MAX_FRAME", "MAX_SEND", "Accept", "BindOk", "BroadcastOk", "CloseOk", "Cmd", "DialOk", "Error",
+    "ERROR_CODE", "MAX_FRAME", "MAX_SEND", "Accept", "BindOk", "BroadcastOk", "CloseOk", "Cmd", "DialOk", "Error",
     "FrameReader", "JsonReply", "Recv", "RecvFrom", "Reply", "SendToConfirmOk", "UnbindOk", "error", "frame", "head",
     "json_frame", "parse_frame", "parse_reply",
 ]  # fmt: skip

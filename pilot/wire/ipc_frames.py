@@ -8,7 +8,6 @@ from pilot.wire.errors import WireError
 
 MAX_FRAME = 1 << 20  # code and payload
 MAX_SEND = 1_048_512  # stream bytes in one Send frame: what upstream clients write at most
-HEAD_SIZE = 5  # length, code
 ERROR_CODE = 1  # the only one daemons send; the text carries everything
 
 class Cmd(IntEnum):

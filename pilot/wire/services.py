@@ -31,6 +31,8 @@ ALL_TOPICS = "*"
 _HEAD = Struct(">II")
 _INIT = Struct(">Q32sIH")
 _CHUNK_HEAD = Struct(">IIB16sQ")
+_ROOM = Struct(">2sBxII")
+_ROOM_MAGIC, _ROOM_VERSION = b"PX", 1
 _MESSAGE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -98,11 +100,6 @@ class FrameReader:
             at = end
         del buffer[:at]
         return frames
-
-    @property
-    def pending(self) -> bool:
-        """A frame has begun and is not complete."""
-        return bool(self._buffer)
 
 
 def ack_text(kind: int, size: int) -> bytes:
@@ -248,9 +245,25 @@ def stream_frame(kind: StreamKind, transfer_id: bytes, body: bytes = b"") -> byt
     return encode(FrameType.FILESTREAM, bytes((kind,)) + transfer_id + body)
 
 
-def init_ack(transfer_id: bytes, offset: int) -> bytes:
-    """The receiver takes the file from `offset` on."""
-    return stream_frame(StreamKind.INIT_ACK, transfer_id, _u64(offset))
+class Room(NamedTuple):
+    """What a receiver of our kind takes (docs/wire-extensions.md section 6): bytes of a chunk, and unacknowledged."""
+
+    chunk_bytes: int
+    window_bytes: int
+
+
+def init_ack(transfer_id: bytes, offset: int, room: Room | None = None) -> bytes:
+    """The receiver takes the file from `offset` on. room: as extension behind it, which other senders ignore."""
+    extension = _ROOM.pack(_ROOM_MAGIC, _ROOM_VERSION, *room) if room else b""
+    return stream_frame(StreamKind.INIT_ACK, transfer_id, _u64(offset) + extension)
+
+
+def parse_room(extension: bytes) -> Room | None:
+    """From what follows the offset of INIT-ACK; None if it is not the extension."""
+    if len(extension) < _ROOM.size:
+        return None
+    magic, version, chunk_bytes, window_bytes = _ROOM.unpack_from(extension)
+    return Room(chunk_bytes, window_bytes) if (magic, version) == (_ROOM_MAGIC, _ROOM_VERSION) else None
 
 
 def chunk_head(transfer_id: bytes, offset: int, size: int) -> bytes:
