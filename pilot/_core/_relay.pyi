@@ -19,8 +19,8 @@ class RelayLoop:
     def local_addr(self) -> Addr: ...
     def set_peers(self, peers: Sequence[Addr]) -> None:
         """The peer beacons; replaces the set. Routes through those that stay are kept."""
-    def nodes(self) -> list[int]:
-        """Numbers of local nodes for gossip: registered ones first, then the others, each heard last first."""
+    def nodes(self, limit: int = 0xFFFFFFFF) -> list[int]:
+        """Up to `limit` numbers of local nodes for gossip: registered ones first, then the others, each heard last first."""
     def lookup(self, node: int) -> Addr | None: ...
     def vouch(self, node: int, ip: str | None) -> None:
         """The registry's word that `node` is at `ip`; None takes it back. CoreError when the table is full."""

@@ -79,18 +79,19 @@ cdef class RelayLoop:
         finally:
             free(table)
 
-    def nodes(self):
+    def nodes(self, uint32_t limit=0xFFFFFFFF):
         cdef uint64_t now
         cdef pl_relay_stats st
         cdef uint32_t *ids
-        cdef size_t n = 0
+        cdef size_t n = 0, cap
         cdef pl_relay *r
         with nogil:
             r = pl_relay_loop_lock(self.loop, &now)
             pl_relay_get_stats(r, &st)
-            ids = <uint32_t *> malloc((st.nodes + 1) * sizeof(uint32_t))
+            cap = st.nodes if st.nodes < limit else limit
+            ids = <uint32_t *> malloc((cap + 1) * sizeof(uint32_t))
             if ids is not NULL:
-                n = pl_relay_nodes(r, ids, st.nodes)
+                n = pl_relay_nodes(r, ids, cap)
             pl_relay_loop_unlock(self.loop)
         if ids is NULL:
             raise MemoryError

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pilot.errors import PilotError
+from pilot.registry import endpoint
 from pilot.registry.commands import COMMANDS
 from pilot.registry.config import RegistryConfig
 from pilot.registry.connection import Connection
@@ -129,7 +130,7 @@ class RegistryServer:
             self._store.start(lambda: self._in_loop(self._progress))
             self._reaper = asyncio.create_task(self._reap(), name="registry-reaper")
         bound = server.sockets[0].getsockname()
-        log.info("registry listening on %s:%d%s", bound[0], bound[1], " (TLS)" if tls else "")
+        log.info("registry listening", extra={"addr": endpoint.join(bound[0], bound[1]), "tls": bool(tls)})
         return bound[0], bound[1]
 
     async def stop(self) -> None:
@@ -261,6 +262,7 @@ class RegistryServer:
             "connections_total": counts.connections,
             "connections_refused": counts.refused_connections,
             "connections_idle_closed": counts.idle_closed,
+            "unfinished_bytes": self._unfinished,
             "requests": dict(counts.requests),
             "errors": dict(counts.errors),
             "throttled": counts.throttled,

@@ -1,0 +1,215 @@
+"""The beacon: the native thread forwards packets; this decides who are the peers, what they are told, and whom to believe.
+
+A packet never comes here. Faults of peers, names and the registry are counted; none of them stops the beacon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pilot._core import CoreError, RelayLoop
+from pilot.beacon.notify import Notifier
+from pilot.beacon.peers import Addr, Announcement, Peers, resolve
+from pilot.errors import PilotError
+from pilot.registry.endpoint import join
+from pilot.wire.beacon import MAX_SYNC, NOTIFY_HANDSHAKE, Notify, Sync
+
+log = logging.getLogger("pilot.beacon")
+
+_REPORTED = (
+    "discovers", "punches", "relayed", "relayed_bytes", "forwarded", "not_found", "spoofed", "limited", "bad", "nodes", "routes",
+)  # fmt: skip
+_NOTIFY = Notify(NOTIFY_HANDSHAKE).build()
+
+
+@dataclass(frozen=True, slots=True)
+class BeaconConfig:
+    """Times in seconds.
+
+    bind: host "" = all addresses, IPv4 and IPv6; port 0 = a free one. peers: other beacons, names allowed. relay_bytes_per_s:
+    what one node may send through this beacon, 0 = no limit.
+    """
+
+    bind: Addr = ("", 9001)
+    beacon: int = 0
+    peers: tuple[Addr, ...] = ()
+    announcement: Announcement | None = None
+    max_nodes: int = 500_000
+    relay_bytes_per_s: int = 0
+    gossip_s: float = 10.0
+    refresh_s: float = 30.0  # of peers: names and the registry's list
+    notify_s: float = 1.0
+    report_s: float = 60.0  # counters in the log, when they have changed
+
+
+class Beacon:
+    """One beacon. Belongs to the event loop that start() runs in; vouch() and notify() may be called from there at any time."""
+
+    def __init__(self, config: BeaconConfig) -> None:
+        """Opens nothing yet."""
+        self.config = config
+        self._relay: RelayLoop | None = None
+        self._peers: Peers | None = None
+        self._notifier = Notifier(self._notify_node, config.notify_s)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._gossip_sent = 0
+        self._gossip_failed = 0
+        self._gossip_cut = 0  # rounds in which not all nodes fitted into the datagram
+        self._vouch_refused = 0
+
+    async def open(self) -> Addr:
+        """Binds the socket and returns where. Nothing is served yet, but vouch() works from here on. PilotError if the address is
+        not to be had."""
+        host, port = self.config.bind
+        options = {"max_nodes": self.config.max_nodes, "relay_bytes_per_s": self.config.relay_bytes_per_s}
+        try:
+            candidates = [("::", port), ("0.0.0.0", port)] if not host else (await resolve(host, port, v6=True))[:1]
+            self._relay = _bind(candidates, options)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error) or "the name does not resolve"
+            raise PilotError(
+                "connection_failed", f"beacon cannot listen on UDP {host or '*'}:{port}: {reason}",
+                "another program uses the port, or the address is not one of this host",
+            ) from error  # fmt: skip
+        local = self._relay.local_addr
+        self._peers = Peers(self.config.peers, ":" in local[0], local[1], self.config.announcement)
+        self._peers.never([local])
+        return local
+
+    async def start(self) -> Addr:
+        """Serves from now on; opens first if that has not been done. Returns the address."""
+        if self._relay is None:
+            await self.open()
+        relay, peers = self._relay, self._peers
+        assert relay is not None and peers is not None
+        relay.start()
+        self._every(self.config.report_s, self._reporter(), "beacon-report")
+        if peers.possible:
+            self._every(self.config.refresh_s, self.refresh_peers, "beacon-peers", at_once=True)
+            self._every(self.config.gossip_s, self._gossip_round, "beacon-gossip")
+        return relay.local_addr
+
+    async def stop(self) -> None:
+        """Withdraws this beacon's nodes at its peers, ends everything. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        self._notifier.close()
+        if self._peers is not None:
+            self._tell_peers(())
+            await self._peers.close()
+            self._peers = None
+        if self._relay is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._relay.stop)
+            self._relay = None
+
+    # What the registry tells
+
+    def vouch(self, node: int, ip: str | None) -> None:
+        """The node is registered from `ip`: its claims from there are believed; None: it is offline. Never raises."""
+        if self._relay is None:
+            return
+        try:
+            self._relay.vouch(node, ip)
+        except (CoreError, ValueError):
+            self._vouch_refused += 1
+
+    def notify(self, node: int) -> None:
+        """Something waits for the node in the registry: tells it, at most once a second."""
+        if self._relay is not None:
+            self._notifier.notify(node)
+
+    def _notify_node(self, node: int) -> bool:
+        assert self._relay is not None
+        try:
+            return self._relay.send_node(node, _NOTIFY)
+        except CoreError:
+            return False  # no room or no route just now: it asks by itself every minute
+
+    # Peers
+
+    async def refresh_peers(self) -> None:
+        """Looks for peers once."""
+        assert self._peers is not None and self._relay is not None
+        await self._peers.refresh()
+        self._relay.set_peers(self._peers.accepted())
+
+    async def _gossip_round(self) -> None:
+        assert self._relay is not None
+        nodes = self._relay.nodes(MAX_SYNC + 1)
+        if len(nodes) > MAX_SYNC:
+            if not self._gossip_cut:
+                log.warning("more nodes than gossip can tell: the rest is not reachable through peers", extra={"limit": MAX_SYNC})
+            self._gossip_cut += 1
+        self._tell_peers(nodes[:MAX_SYNC])
+
+    def _tell_peers(self, nodes: list[int] | tuple[()]) -> None:
+        assert self._relay is not None and self._peers is not None
+        datagram = Sync(self.config.beacon, tuple(nodes)).build()
+        for addr in self._peers.targets():
+            try:
+                self._relay.send(addr, datagram)
+                self._gossip_sent += 1
+            except CoreError as error:
+                self._gossip_failed += 1
+                log.debug("gossip not sent", extra={"peer": join(*addr), "error": str(error)})
+
+    # Time
+
+    def _every(self, seconds: float, step: Callable[[], Awaitable[None]], name: str, at_once: bool = False) -> None:
+        async def run() -> None:
+            if not at_once:
+                await asyncio.sleep(seconds)
+            while True:
+                try:
+                    await step()
+                except Exception:
+                    # Forwarding goes on whatever happens here; the traceback makes it seen.
+                    log.exception("%s failed", name)
+                await asyncio.sleep(seconds)
+
+        self._tasks.append(asyncio.create_task(run(), name=name))
+
+    def _reporter(self) -> Callable[[], Awaitable[None]]:
+        before: dict[str, int] = {}
+
+        async def report() -> None:
+            stats = self.stats()
+            now = {name: stats[name] for name in _REPORTED}
+            if now != before:
+                before.update(now)
+                log.info("beacon counters", extra=now)
+
+        return report
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, and gauges: nodes, routes, peers, gso, gro. Nothing in it comes from strangers."""
+        own = {
+            "peers": len(self._peers.accepted()) if self._peers else 0,
+            "peer_failures": self._peers.failures if self._peers else 0,
+            "gossip_sent": self._gossip_sent,
+            "gossip_failed": self._gossip_failed,
+            "gossip_cut": self._gossip_cut,
+            "notified": self._notifier.sent,
+            "notify_merged": self._notifier.merged,
+            "notify_unknown": self._notifier.unknown,
+            "vouch_refused": self._vouch_refused,
+        }
+        return (self._relay.stats() if self._relay else {}) | own
+
+
+def _bind(candidates: list[Addr], options: dict[str, int]) -> RelayLoop:
+    """The first address that this host has; a host without IPv6 takes the next. OSError."""
+    for addr in candidates[:-1]:
+        try:
+            return RelayLoop(addr, options=options)
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+    return RelayLoop(candidates[-1], options=options)
