@@ -1,4 +1,4 @@
-"""Receiving chunked files, FILESTREAM (services.md section 3; docs/wire-extensions.md section 5).
+"""Receiving chunked files, FILESTREAM (services.md section 3; docs/wire-extensions.md section 6).
 
 One transfer per stream at a time:
 
@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from struct import Struct
 from typing import TypeVar
 
 from pilot.services.diskwriter import DiskWriter, Slots
@@ -27,11 +26,11 @@ from pilot.wire import services as wire
 from pilot.wire.errors import WireError
 
 MAX_CHUNK = 1 << 20
-WINDOW = 16 << 20  # unacknowledged bytes that our own senders may have under way
+WINDOW = 32 << 20  # unacknowledged bytes that our own senders may have under way
 AHEAD_BYTES = 16 * wire.CHUNK_BYTES  # held of chunks that came before their turn
 AHEAD_CHUNKS = 16
 MAX_CONTROL = 4096  # bytes of any frame but CHUNK
-EXTENSION = b"PX" + Struct(">BxII").pack(1, MAX_CHUNK, WINDOW)
+ROOM = wire.Room(MAX_CHUNK, WINDOW)
 T = TypeVar("T")
 
 Stored = Callable[[str, int, Path], None]  # name as sent, bytes, where it lies
@@ -102,9 +101,7 @@ class FileReceiver:
             return await self._refuse(transfer_id, reason(e))
         self._refused = b""
         self._running = await _Transfer(self._stream, self._pool, transfer_id, init, part).start()
-        await self._stream.write(
-            wire.stream_frame(wire.StreamKind.INIT_ACK, transfer_id, part.size.to_bytes(8, "big") + EXTENSION)
-        )
+        await self._stream.write(wire.init_ack(transfer_id, part.size, ROOM))
 
     async def _guard(self, transfer: _Transfer, work: Awaitable[None]) -> None:
         """A full disk or a senseless frame ends the transfer, not the stream."""
