@@ -154,7 +154,7 @@ class NodeCommands:
         return _json({"webhook": request.url})
 
     async def _rotate_key(self, client: Client, request: rq.RotateKey) -> Reply:
-        return _json(await self._node.rotate_identity())
+        return _json(await self._node.rotation.rotate())
 
     # ---- networks ----
 

@@ -72,7 +72,7 @@ class StreamCommands:
 
     def accepted(self, client: Client | None, event: Event) -> None:
         """An inbound stream on a port that a client bound."""
-        if client is None or client.conns >= MAX_CONNS:
+        if client is None or self._full(client):
             self._plane.abort(event.conn)
             return
         push = Accept(event.local_port, event.conn, Address(event.remote_net, event.node), event.remote_port)
@@ -109,7 +109,7 @@ class StreamCommands:
 
     async def _dial(self, client: Client, request: rq.Dial) -> Reply:
         self._check_peer("dial", request.address)
-        if client.conns >= MAX_CONNS:
+        if self._full(client):
             raise Refusal(f"dial: per-client connection quota ({MAX_CONNS}) reached")
         client.conns += 1
         try:
@@ -179,6 +179,15 @@ class StreamCommands:
         return Reply()
 
     # ---- inside ----
+
+    def _full(self, client: Client) -> bool:
+        """Whether the client holds all it may. Streams in TIME_WAIT do not count; who they are is looked up only then."""
+        if client.conns < MAX_CONNS:
+            return False
+        live = {c["id"] for c in self._plane.conns() if c["state"] != "TIME_WAIT"}
+        for conn in [c for c, holder in self._holders.items() if holder is client and c not in live]:
+            self.closed(conn)
+        return client.conns >= MAX_CONNS
 
     def _check_peer(self, label: str, to: Address) -> None:
         if to.node == self._node.node_id:

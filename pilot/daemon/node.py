@@ -8,13 +8,11 @@ removes the local socket last, so that a successor cannot register before this n
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pilot import __version__
@@ -38,15 +36,19 @@ from pilot.daemon.ipc_streams import StreamCommands
 from pilot.daemon.metrics import MetricsServer, NodeCollector
 from pilot.daemon.names import Names
 from pilot.daemon.registration import Registration
+from pilot.daemon.rotation import Rotation
+from pilot.daemon.whereabouts import Whereabouts
 from pilot.errors import PilotError
 from pilot.registry.client import RegistryClient
+from pilot.services.dataexchange import DataExchange
+from pilot.services.eventstream import EventStream
 from pilot.services.stream import StreamHub
 from pilot.services.webhook import Webhook, check_url
 from pilot.traversal import Decision, Traversal, TraversalConfig
 from pilot.traversal.decisions import RELAY
-from pilot.traversal.interfaces import lan_hosts
-from pilot.traversal.nat import Scope, parse_addr, scope, show
+from pilot.traversal.nat import show
 from pilot.traversal.netwatch import NetWatch
+from pilot.traversal.path_actions import Phase
 from pilot.trust import HandshakeMachine, Policy, TrustService, TrustStore
 from pilot.wire.beacon import Notify
 from pilot.wire.beacon import parse as parse_beacon
@@ -58,7 +60,8 @@ ECHO_PORT = 7
 REORDER_SEGMENTS = 65536  # out-of-order segments held per stream, toward our own kind
 EVENT_BATCH = 512
 DISCOVER_S = 3.0
-STOP_S = 9.0  # whoever stops the daemon kills it after 10
+LOOK_AGAIN_S = (0.3, 1.0, 3.5)  # after trust was granted; refusals of the registry are cached for 3 s
+STOP_S = 9  # whoever stops the daemon kills it after 10
 GOODBYE_S = 2.0  # for the registry, and for the webhook
 
 
@@ -88,9 +91,13 @@ class Node:
         self.traversal = Traversal(self.plane, self.registry, self.identity, _traversal_config(config, self.plane))
         self.hub = StreamHub(self.plane, _handler_failed)
         self.trust = self._make_trust()
+        self.rotation = Rotation(self.identity, self._identity_file, self.registry, self._identity_changed)
+        self._where = Whereabouts(
+            config, self.traversal, self.plane.local_addr[1], self.trust.store, self._registered
+        )
         self.registration = Registration(
             self.registry,
-            self,
+            self._where,
             hostname=config.hostname,
             public=config.public,
             relay_only=config.relay_only,
@@ -104,11 +111,12 @@ class Node:
         table = {**self._streams.table(), **NodeCommands(self).table()}
         self.ipc = IpcServer(self.plane, table, self._streams)
         self._netwatch = NetWatch(self._network_changed)
+        self._exchange: DataExchange | None = None
+        self._events: EventStream | None = None
         self._metrics: MetricsServer | None = None
         self._socket_file: tuple[int, int] | None = None
         self._reading = False
-        self._beacons: list[str] = []
-        self._lan: list[str] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def node_id(self) -> int:
@@ -135,7 +143,7 @@ class Node:
         first = info.endpoint_lines(self)
         if not self.config.endpoint:
             _say(first)
-        await self._finish_rotation()
+        await self.rotation.finish()
         await self.registration.start()
         _say([*(first if self.config.endpoint else []), info.registered_line(self)])
         self._start_services()
@@ -166,9 +174,16 @@ class Node:
     async def stop(self) -> None:
         """Leaves the network and closes everything; for a node that was started, half started or not at all."""
         self._netwatch.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.ipc.stop()
         await self.trust.close()
         await self.hub.close()
+        if self._events:
+            self._events.close()
+        if self._exchange:
+            await self._exchange.close()
         if self.registration.registered:
             self.webhook.emit("daemon.shutting_down", self._farewell())
             await self.registration.stop(GOODBYE_S)
@@ -195,6 +210,18 @@ class Node:
         self.trust.start(self.node_id)
         if not self.config.no_echo:
             self.plane.listen(ECHO_PORT, OWNER_ECHO)
+        if not self.config.no_dataexchange:
+            self._exchange = DataExchange(
+                self.config.home,
+                self.webhook.emit,
+                max_frame=self.config.dataexchange_max_frame,
+                received_quota=self.config.received_quota,
+                base64_always=self.config.dataexchange_b64,
+            )
+            self._exchange.start(self.hub)
+        if not self.config.no_eventstream:
+            self._events = EventStream(self.webhook.emit, self.trust.store.is_trusted, time.monotonic)
+            self._events.start(self.hub)
 
     def _make_trust(self) -> TrustService:
         store = TrustStore.load(self.config.trust_file, lambda text: log.warning(text))
@@ -207,58 +234,25 @@ class Node:
             registry=self.registry,
             plane=self.plane,
             paths=self.traversal,
-            emit=self.webhook.emit,
+            emit=self._trust_event,
         )
 
-    # ---- the identity key ----
+    def _trust_event(self, event: str, data: Mapping[str, Any]) -> None:
+        self.webhook.emit(event, data)
+        if event == "trust.changed" and data.get("state") == "granted":
+            task = asyncio.get_running_loop().create_task(self._look_again(int(data["peer_node_id"])))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def rotate_identity(self) -> Mapping[str, Any]:
-        """Gives the node a new identity key; returns the registry's reply. Raises PilotError.
-
-        Peers that have pinned the old key refuse the new one for new sessions until trust is established again.
-        """
-        new = NodeIdentity.generate()
-        if self._identity_file:
-            self._identity_file.prepare(new, self.node_id)
-        try:
-            reply: Mapping[str, Any] = await self.registry.rotate_key(new)
-        except PilotError as error:
-            reply = await self._rotated_after_all(new) if error.retryable else {}
-            if not reply:
-                if self._identity_file and not error.retryable:
-                    self._identity_file.drop()
-                raise PilotError(error.code, f"registry: {error.message}", error.hint, error.retryable) from None
-        if self._identity_file:
-            self._identity_file.commit()
-        else:
-            self.identity.become(new)
-        self.trust.set_public_key(new.public_key)
-        self.traversal.identity_changed()
-        log.info("the identity key was replaced")
-        return reply
-
-    async def _rotated_after_all(self, new: NodeIdentity) -> Mapping[str, Any]:
-        """The answer was lost: the registry's record tells whether it has taken the key. Empty: it has not, or who knows."""
-        with contextlib.suppress(PilotError):
-            found = await self.registry.lookup(self.node_id)
-            if found.get("public_key") == new.public_text:
-                self.registry.use_identity(new)
-                return {**found, "type": "rotate_key_ok"}
-        return {}
-
-    async def _finish_rotation(self) -> None:
-        """A crash may have come between the registry's yes and our file: the registry says which key it has."""
-        file = self._identity_file
-        if file is None or file.prepared is None:
-            return
-        new, node = file.prepared
-        found = await self.registry.lookup(node)
-        if found.get("public_key") == new.public_text:
-            file.commit()
-            self.trust.set_public_key(new.public_key)
-            log.info("an interrupted change of the identity key was completed")
-        else:
-            file.drop()
+    async def _look_again(self, peer: int) -> None:
+        """The registry tells a peer's address once both sides have reported their trust; until then the relay carried.
+        The sessions that brought the handshake are worth a direct path at once, not at the next retry."""
+        for pause in LOOK_AGAIN_S:
+            await asyncio.sleep(pause)
+            machine = self.traversal.paths.machine(peer)
+            if machine is None or machine.phase is not Phase.RELAYED:
+                return
+            self.traversal.prefer_direct(peer)
 
     # ---- events ----
 
@@ -302,32 +296,15 @@ class Node:
     def _network_changed(self) -> None:
         log.info("the network changed")
         self.traversal.network_changed()
-        if self.lan_addrs() != self._lan:
+        self.registry.reset()
+        if self._where.moved():
             self.registration.endpoint_changed()
 
-    # ---- what registration asks (registration.Where) ----
+    def _identity_changed(self) -> None:
+        self.trust.set_public_key(self.identity.public_key)
+        self.traversal.identity_changed()
 
-    def listen_addr(self) -> str:
-        """Where peers find this node; "" when nobody may know, `0.0.0.0:port` when it is not known."""
-        if self.config.relay_only:
-            return ""
-        found = self.config.advertise_endpoint or self.traversal.endpoint
-        return show(found or ("0.0.0.0", self.plane.local_addr[1]))
-
-    def lan_addrs(self) -> list[str]:
-        """Private addresses for peers on the same LAN; none when the node hides."""
-        self._lan = []
-        if not self.config.relay_only:
-            bound, port = self.config.listen[0], self.plane.local_addr[1]
-            hosts = lan_hosts() if scope(bound) is Scope.NONE else [bound] if scope(bound) is Scope.PRIVATE else []
-            self._lan = [show((host, port)) for host in hosts]
-        return self._lan
-
-    def trusted(self) -> Iterable[int]:
-        """Trusted peers."""
-        return self.trust.store.trusted.keys()
-
-    def registered(self, again: bool) -> None:
+    def _registered(self, again: bool) -> None:
         """The registry knows this node, perhaps under a new number."""
         self.plane.set_node(self.node_id)
         self.traversal.set_node(self.node_id)
@@ -338,17 +315,7 @@ class Node:
             _say([info.registered_line(self)])
             self.webhook.emit("node.reregistered", fields)
         else:
-            self.webhook.emit("node.registered", {**fields, "endpoint": self.listen_addr()})
-
-    def use_beacons(self, beacons: Sequence[str]) -> None:
-        """The registry's beacons, and the configured one. Local addresses only from a local registry."""
-        own = self.config.beacon
-        local = own[0] == "localhost" or scope(own[0]) is Scope.LOOPBACK
-        wanted = [text for text in beacons if _usable_beacon(text, local)]
-        wanted = list(dict.fromkeys([*wanted, show(own)]))
-        if wanted != self._beacons:
-            self._beacons = wanted
-            self.traversal.set_beacons(wanted)
+            self.webhook.emit("node.registered", {**fields, "endpoint": self._where.listen_addr()})
 
     # ---- numbers ----
 
@@ -400,8 +367,8 @@ async def serve(config: DaemonConfig) -> None:
         await node.run(stop)
         log.info("stopping")
     finally:
-        async with asyncio.timeout(STOP_S):
-            await node.stop()
+        signal.alarm(STOP_S)  # the kernel ends what hangs: a name server, a webhook, a disk
+        await node.stop()
 
 
 def _open_plane(config: DaemonConfig) -> DataPlane:
@@ -431,21 +398,6 @@ def _traversal_config(config: DaemonConfig, plane: DataPlane) -> TraversalConfig
         relay_only=config.relay_only,
         caps=Capabilities(CAP_NOCRC | CAP_STREAM_OPTS, config.max_segment, REORDER_SEGMENTS),
     )
-
-
-def _usable_beacon(text: str, local: bool) -> bool:
-    """A name, or an address that a registry may point its nodes to."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        return False
-    addr = parse_addr(text)
-    if addr:
-        return local or scope(addr[0]) is not Scope.LOOPBACK
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return True
-    return False  # an address that nobody can be reached at
 
 
 def _say(lines: Iterable[str]) -> None:
