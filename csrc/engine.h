@@ -165,6 +165,7 @@ bool pl_engine_next_conn(const pl_engine *e, size_t *it, pl_conn_info *out);
 /* For the shell that serves local clients: connections of owner CLIENT that became readable, writable, ended or died since last
  * asked. Returns a connection id or 0. */
 uint32_t pl_engine_next_ready(pl_engine *e);
+bool pl_engine_has_ready(const pl_engine *e);
 typedef struct pl_client_conn {
   pl_stream *s;    /* for peek/consume/reserve/commit; after using it call pl_engine_touch */
   uint32_t client;

@@ -299,6 +299,10 @@ void pl_conn_on_packet(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
     pl_stream_info info;
     pl_stream_get_info(c->s, &info);
     if (info.state == PL_ST_TIME_WAIT || info.state == PL_ST_CLOSED) { /* the peer's port came round again */
+      if (pl_stream_readable(c->s) && !c->closing) { /* its reader is not done with the old one: the peer tries again */
+        e->st.drop_no_conn++;
+        return;
+      }
       pl_conn_kill(e, c, false);
       c = NULL;
     }
@@ -611,6 +615,8 @@ uint32_t pl_engine_next_ready(pl_engine *e) {
   c->in_ready = false;
   return c->id;
 }
+
+bool pl_engine_has_ready(const pl_engine *e) { return e->ready_head != NULL; }
 
 bool pl_engine_client_conn(const pl_engine *e, uint32_t conn, pl_client_conn *out) {
   pl_conn *c = find(e, conn);

@@ -109,8 +109,11 @@ static void on_datagram(void *ctx, const pl_packet *pkt) {
   pl_put32(head + 2, pkt->src_node);
   pl_put16(head + 6, pkt->src_port);
   pl_put16(head + 8, pkt->dst_port);
-  for (pl_client *c = l->head; c; c = c->next)
-    if (pl_client_queue(l, c, PL_IPC_RECV_FROM, head, sizeof head, pkt->payload, pkt->len, false) < 0) l->st.datagram_drops++;
+  for (pl_client *c = l->head; c; c = c->next) {
+    if (c->out_tail - c->out_head > PL_OUT_DATAGRAM_BYTES ||
+        pl_client_queue(l, c, PL_IPC_RECV_FROM, head, sizeof head, pkt->payload, pkt->len, false) < 0)
+      l->st.datagram_drops++;
+  }
 }
 
 /* The connection belongs to a client: finds or makes the record. NULL if the client is gone (the connection is then closed). */
@@ -328,12 +331,13 @@ void pl_local_pump(pl_local *l, uint64_t now_ns) {
     c->broken = true;
     pl_local_work(l, c, false);
   }
+  l->pump_left = PL_PUMP_BYTES;
   for (unsigned pass = 0; pass < PUMP_PASSES; pass++) {
     route_ready(l);
     pl_client *last = l->work_tail, *c;
     if (!last) return;
     bool end = false;
-    while (!end && (c = next_work(l))) {
+    while (!end && l->pump_left && (c = next_work(l))) { /* whoever is left is first the next time */
       end = c == last;
       serve(l, c);
     }
@@ -341,7 +345,7 @@ void pl_local_pump(pl_local *l, uint64_t now_ns) {
 }
 
 uint64_t pl_local_deadline(const pl_local *l) {
-  if (l->work_head) return 0;
+  if (l->work_head || pl_engine_has_ready(l->e)) return 0; /* a timer may have ended a stream since the pump */
   uint64_t at = l->accept_at_ns;
   if (l->stall_head) at = pl_min64(at, l->stall_head->stalled_ns + PL_SLOW_NS);
   return at;

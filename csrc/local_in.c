@@ -181,7 +181,7 @@ static int after_read(pl_client *c, ssize_t r) {
 }
 
 /* The rest of a large body, and the head of the frame behind it. The stage is empty. */
-static int read_body(pl_local *l, pl_client *c, pl_stream *s, size_t *budget) {
+static int read_body(pl_local *l, pl_client *c, pl_stream *s) {
   uint8_t *p;
   size_t room = pl_stream_reserve(s, c->send_left, &p);
   if (!room) {
@@ -196,11 +196,12 @@ static int read_body(pl_local *l, pl_client *c, pl_stream *s, size_t *budget) {
   pl_engine_touch(l->e, c->send_conn);
   c->send_left -= (uint32_t)k;
   c->in_tail = (uint32_t)((size_t)r - k);
-  *budget -= (size_t)r < *budget ? (size_t)r : *budget;
+  c->turn_left -= (size_t)r < c->turn_left ? (size_t)r : c->turn_left;
+  pl_local_spend(l, (size_t)r);
   return READ_MORE;
 }
 
-static int read_stage(pl_client *c, size_t need, size_t *budget) {
+static int read_stage(pl_local *l, pl_client *c, size_t need) {
   if (!stage_room(c, need)) {
     c->broken = true;
     return READ_STOP;
@@ -209,15 +210,17 @@ static int read_stage(pl_client *c, size_t need, size_t *budget) {
   ssize_t r = read(c->fd, c->in + c->in_tail, want);
   if (r <= 0) return after_read(c, r);
   c->in_tail += (uint32_t)r;
-  *budget -= (size_t)r < *budget ? (size_t)r : *budget;
+  c->turn_left -= (size_t)r < c->turn_left ? (size_t)r : c->turn_left;
+  pl_local_spend(l, (size_t)r);
   return READ_MORE;
 }
 
 void pl_client_read(pl_local *l, pl_client *c) {
-  size_t budget = PL_TURN_BYTES, need;
+  size_t need;
+  c->turn_left = PL_TURN_BYTES;
   for (;;) {
     parse(l, c, &need);
-    if (c->broken || pl_client_paused(c) || !budget) return;
+    if (c->broken || pl_client_paused(c) || !c->turn_left) return;
     if (c->in_head == c->in_tail) {
       c->in_head = c->in_tail = 0;
       if (c->in_cap > PL_STAGE_SIZE) { /* a large request is through */
@@ -227,7 +230,7 @@ void pl_client_read(pl_local *l, pl_client *c) {
       }
     }
     pl_stream *s = c->bulk && c->send_left && !c->in_tail && c->in ? send_stream(l, c) : NULL;
-    int r = s ? read_body(l, c, s, &budget) : read_stage(c, need, &budget);
+    int r = s ? read_body(l, c, s) : read_stage(l, c, need);
     if (r == READ_STOP) return;
   }
 }

@@ -18,8 +18,10 @@
 #define PL_SEND_HEAD 9u             /* length, cmd, connection id: Send and Recv alike */
 #define PL_RECV_CHUNK (256u * 1024u) /* largest Recv frame made */
 #define PL_TURN_BYTES (1u << 20)    /* moved per client and direction before others get their turn */
+#define PL_PUMP_BYTES (4u << 20)    /* moved in one pump: the tunnel has to be listened to as well */
 #define PL_OUT_FRAMES 256u          /* queued toward a client ... */
 #define PL_OUT_BYTES (4u << 20)
+#define PL_OUT_DATAGRAM_BYTES (512u * 1024u) /* beyond, datagrams are not queued: peers make those */
 #define PL_OUT_PAUSE 128u           /* from here on the client is not read: its requests make these frames */
 #define PL_TAKEN_FRAMES 64u         /* requests that wait for Python, per client ... */
 #define PL_TAKEN_BYTES (4u << 20)   /* ... before the client is not read any more */
@@ -53,6 +55,7 @@ typedef struct pl_client {
   bool stopped;        /* was paused when last served */
 
   /* input */
+  size_t turn_left;    /* of PL_TURN_BYTES */
   uint8_t *in;         /* stage: [in_head, in_tail) is unparsed */
   uint32_t in_cap, in_head, in_tail;
   uint32_t send_left;  /* bytes of the present Send frame not yet moved */
@@ -86,6 +89,7 @@ struct pl_local {
   uint64_t now_ns;
   uint64_t accept_at_ns;  /* accepting failed: tried again then; PL_NEVER = it is armed */
   uint32_t max_clients, next_id;
+  size_t pump_left;       /* of PL_PUMP_BYTES */
   pl_map clients;         /* id -> pl_client */
   pl_client *head;
   pl_client *work_head, *work_tail;
@@ -97,6 +101,8 @@ struct pl_local {
 void pl_local_work(pl_local *l, pl_client *c, bool readable); /* the pump looks at the client */
 bool pl_client_paused(const pl_client *c);                    /* must not be read now */
 void pl_client_close_request(pl_local *l, pl_client *c, uint32_t conn);
+
+static inline void pl_local_spend(pl_local *l, size_t n) { l->pump_left -= n < l->pump_left ? n : l->pump_left; }
 
 /* ---- local_in.c ---- */
 /* Reads and handles what is there, up to a turn. Sets `broken` when the client has to go. */

@@ -348,6 +348,7 @@ void pl_client_write(pl_local *l, pl_client *c) {
     if ((size_t)n < b.bytes) c->full = true;
     progress = true;
     sent += (size_t)n;
+    pl_local_spend(l, (size_t)n);
     written(l, c, &b, begun, (size_t)n);
   }
   if (c->deaf) drop_ended(l, c);
