@@ -43,6 +43,11 @@ class Connection(asyncio.Protocol):
         """Source address."""
         return self.peer.ip
 
+    @property
+    def paused(self) -> bool:
+        """It is not read now, for one of the reasons above."""
+        return not self._reading
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from pilot.registry.config import RegistryConfig
@@ -224,3 +225,8 @@ def ip_group(ip: str) -> str:
 def key_text(node: Node) -> str:
     """The node's key in base64."""
     return base64.b64encode(node.key).decode()
+
+
+def rfc3339(unix: int) -> str:
+    """Unix seconds as the protocol writes times."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from pilot.registry import fields, texts
-from pilot.registry.core import Peer, Registry
+from pilot.registry.core import Peer, Registry, rfc3339
 from pilot.registry.fields import Refused, Request
 from pilot.registry.ops_directory import BACKBONE, shown_endpoint
+
+LIST_MAX = 1000
 
 
 def list_networks(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
@@ -20,15 +22,22 @@ def list_networks(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]
 
 
 def list_nodes(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
-    """Members of a network; those of the backbone only for the operator, and at most 1000."""
+    """Members of a network; those of the backbone only for the operator, and at most the 1000 seen last."""
     network = fields.number(request, "network_id", 0xFFFF)
     if network not in (BACKBONE, reg.network):
         raise Refused(f"network {network}: network not found")
     if not reg.is_admin(request):
         raise Refused("listing backbone nodes is not permitted (use lookup with a specific node_id)")
     nodes = []
-    for node in list(reg.state.online.values())[-1000:]:
-        entry: dict[str, Any] = {"node_id": node.id, "address": reg.address(node), "public": node.public}
+    seen_last = list(reg.state.online.values())[-LIST_MAX:]
+    for node in sorted(seen_last, key=lambda n: n.id):
+        entry: dict[str, Any] = {
+            "node_id": node.id,
+            "address": reg.address(node),
+            "public": node.public,
+            "polo_score": node.score,
+            "last_seen": rfc3339(int(reg.wall() - (reg.clock() - node.seen))),
+        }
         optional = {
             "hostname": node.hostname,
             "tags": list(node.tags),

@@ -7,11 +7,10 @@ the same connection, which the daemon of that key sends within seconds. A key th
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from pilot.registry import endpoint, fields, texts
-from pilot.registry.core import MISSIGNED, UNSIGNED, Claim, Peer, Registry, ip_group, key_text
+from pilot.registry.core import MISSIGNED, UNSIGNED, Claim, Peer, Registry, ip_group, key_text, rfc3339
 from pilot.registry.fields import Refused, Request
 from pilot.registry.state import Node
 
@@ -175,19 +174,15 @@ def get_key_info(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
     node = reg.known(fields.number(request, "node_id"))
     reply: dict[str, Any] = {
         "node_id": node.id,
-        "created_at": _rfc3339(node.key_created),
+        "created_at": rfc3339(node.key_created),
         "rotate_count": node.rotations,
         "key_age_days": key_age_days(reg, node),
     }
     if node.key_rotated:
-        reply["rotated_at"] = _rfc3339(node.key_rotated)
+        reply["rotated_at"] = rfc3339(node.key_rotated)
     return reply
 
 
 def key_age_days(reg: Registry, node: Node) -> int:
     """Whole days since the node's present key came into use."""
     return max(0, reg.now_unix() - max(node.key_created, node.key_rotated)) // 86400
-
-
-def _rfc3339(unix: int) -> str:
-    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -107,9 +107,7 @@ def poll_handshakes(reg: Registry, peer: Peer, request: Request) -> dict[str, An
             reg.state.drop_response(answer.target, answer.sender)
     peer.unconfirmed = [*requests, *responses]
     return {
-        "requests": [
-            {"from_node_id": m.sender, "justification": m.justification, "timestamp": m.time} for m in requests
-        ],
+        "requests": [{"from_node_id": m.sender, "justification": m.justification, "timestamp": m.time} for m in requests],
         "responses": [{"from_node_id": m.sender, "accept": m.accept, "timestamp": m.time} for m in responses],
     }
 

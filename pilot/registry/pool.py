@@ -8,8 +8,10 @@ time, so that a registry that comes back is not run over.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
+import ssl
 from typing import cast
 
 from pilot.errors import PilotError
@@ -185,7 +187,7 @@ class Pool:
                             _Link, ip, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
                         )
                 except OSError as error:
-                    self._last_failure = str(error) or "no answer"
+                    self._last_failure = _reason(error)
                     continue
                 if self._pin:
                     self._check_pin(transport, link)
@@ -205,3 +207,9 @@ class Pool:
         except PilotError:
             link.abort()
             raise
+
+
+def _reason(error: OSError) -> str:
+    if error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)  # asyncio's own text names the call, not the reason
+    return str(error) or "no answer"

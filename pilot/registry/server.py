@@ -259,6 +259,7 @@ class RegistryServer:
             "trust_links": state.links,
             "task_executors": sum(1 for node in state.online.values() if node.task_exec),
             "connections_open": len(self._connections),
+            "connections_paused": sum(1 for connection in self._connections if connection.paused),
             "connections_total": counts.connections,
             "connections_refused": counts.refused_connections,
             "connections_idle_closed": counts.idle_closed,

@@ -1,0 +1,106 @@
+"""Who sees what of whom (section 7): public and private nodes, friends, strangers, people who are not registered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from registry_support import Identity, Lab, Node
+
+from pilot.registry.config import RegistryConfig
+
+ENDPOINT = "127.0.0.7:4000"
+
+
+async def scene(lab: Lab, public: bool) -> tuple[Node, Node, Node]:
+    """(target, friend, stranger), numbers 1, 2, 3."""
+    target, friend, stranger = await lab.node("127.0.0.7", hostname="target"), await lab.node(), await lab.node()
+    await target.own("set_visibility", public=public)
+    await target.report(2)
+    await friend.report(1)
+    return target, friend, stranger
+
+
+@pytest.mark.parametrize("public", [True, False], ids=["public", "private"])
+@pytest.mark.parametrize("who", ["self", "friend", "stranger", "unregistered"])
+async def test_matrix(lab: Lab, public: bool, who: str) -> None:
+    target, friend, stranger = await scene(lab, public)
+    outsider = Node(await lab.connect(), Identity(), 77)
+    asker = {"self": target, "friend": friend, "stranger": stranger, "unregistered": outsider}[who]
+    registered = who != "unregistered"
+    may = registered and (public or who != "stranger")
+
+    looked_up = await asker.ask("lookup", node_id=1)
+    assert looked_up.get("real_addr") == (ENDPOINT if public else None)
+    assert looked_up["public_key"] == target.identity.key_text and looked_up["hostname"] == "target"
+
+    assert (await asker.resolve(1)).get("real_addr") == (ENDPOINT if may else None)
+
+    signed = f"punch:{asker.number}:1"
+    punched = await asker.ask("punch", signed, requester_id=asker.number, node_a=asker.number, node_b=1)
+    assert punched.get("node_b_addr") == (ENDPOINT if may else None)
+
+    named = await asker.ask("resolve_hostname", hostname="target", requester_id=asker.number)
+    assert named["node_id"] == 1 and ENDPOINT not in str(named)
+
+
+@pytest.mark.parametrize("public", [True, False], ids=["public", "private"])
+async def test_strict_names(lab: Lab, public: bool) -> None:
+    """The operator's choice: private names are for friends, and a number alone proves nobody."""
+    await lab.start(RegistryConfig(strict_names=True))
+    target, friend, stranger = await scene(lab, public)
+    unknown = await stranger.ask("resolve_hostname", hostname="nobody")
+    cases = ((target, 1, True), (friend, 2, True), (stranger, 3, False), (stranger, 2, False), (stranger, 0, False))
+    for asker, number, may in cases:
+        reply = await asker.ask("resolve_hostname", hostname="target", requester_id=number)
+        if may or public:
+            assert reply["node_id"] == 1
+        else:
+            assert reply["error"] == unknown["error"].replace("nobody", "target")
+
+
+async def test_nothing_secret_in_any_reply(lab: Lab) -> None:
+    """Owner, private endpoint and LAN addresses of a private node reach no stranger, whatever it asks."""
+    await lab.node("127.0.0.7", owner="secret-owner", lan_addrs=["192.168.77.1:4000"])
+    stranger = await lab.node("127.0.0.8")
+    replies: list[Any] = [await stranger.resolve(1)]
+    for command in (
+        "lookup",
+        "get_key_info",
+        "get_polo_score",
+        "resolve",
+        "list_networks",
+        "list_nodes",
+        "check_trust",
+        "beacon_list",
+    ):
+        replies.append(await stranger.ask(command, node_id=1, peer_id=2, requester_id=1, network_id=0))
+    for secret in ("127.0.0.7", "secret-owner", "192.168.77"):
+        assert secret not in str(replies)
+
+
+async def test_operator_token(lab: Lab) -> None:
+    await lab.start(admin_token="op")
+    await lab.node()
+    raw = await lab.connect()
+    changes: dict[str, dict[str, Any]] = {
+        "set_visibility": {"public": True},
+        "set_hostname": {"hostname": "x"},
+        "set_tags": {"tags": ["t"]},
+        "set_task_exec": {"enabled": True},
+        "deregister": {},
+    }
+    for command, fields in changes.items():
+        request = {"type": command, "node_id": 1, **fields}
+        assert "signature required" in (await raw.ask(request | {"admin_token": "wrong"}))["error"]
+        assert (await raw.ask(request | {"admin_token": "op"}))["type"] == f"{command}_ok"
+    listing = await raw.ask({"type": "list_nodes", "network_id": 0, "admin_token": "op"})
+    assert listing["nodes"] == []
+
+
+async def test_no_token_configured_means_no_operator(lab: Lab) -> None:
+    await lab.node()
+    raw = await lab.connect()
+    for token in ("", None, 0):
+        assert "error" in await raw.ask({"type": "list_nodes", "network_id": 0, "admin_token": token})
+        assert "error" in await raw.ask({"type": "beacon_register", "beacon_id": 1, "addr": "127.0.0.1:1", "admin_token": token})
