@@ -41,7 +41,7 @@ typedef struct world {
   bool lossy; /* nothing arrives */
 } world;
 
-static void carry(pl_tx *tx, void *ctx) {
+static inline void carry(pl_tx *tx, void *ctx) {
   node *from = ctx;
   node *to = &from->w->n[from == &from->w->n[0] ? 1 : 0];
   static uint8_t buf[PL_TX_RUN_BYTES + 65536];
@@ -55,7 +55,7 @@ static void carry(pl_tx *tx, void *ctx) {
   pl_tx_reset(tx);
 }
 
-static int listen_at(const char *path) {
+static inline int listen_at(const char *path) {
   struct sockaddr_un sa = {.sun_family = AF_UNIX};
   snprintf(sa.sun_path, sizeof sa.sun_path, "%s", path);
   int fd = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -63,13 +63,13 @@ static int listen_at(const char *path) {
   return fd;
 }
 
-static void reply(node *n, uint32_t client, uint8_t cmd, const uint8_t *p, uint32_t len) {
+static inline void reply(node *n, uint32_t client, uint8_t cmd, const uint8_t *p, uint32_t len) {
   int r = pl_local_send(n->l, client, cmd, p, len);
   CHECK(r == PL_OK || r == PL_ENOENT);
 }
 
 /* The smallest control plane: Dial, Bind, Accept. */
-static void control(node *n) {
+static inline void control(node *n) {
   pl_event *ev;
   uint8_t b[16];
   while (!n->hold_events && (ev = pl_engine_event(n->e))) {
@@ -116,12 +116,12 @@ static void control(node *n) {
   }
 }
 
-static void settle(node *n) {
+static inline void settle(node *n) {
   pl_local_pump(n->l, n->w->now);
   pl_engine_flush(n->e, n->w->now);
 }
 
-static void step_node(node *n) {
+static inline void step_node(node *n) {
   struct epoll_event ev[32];
   int k = epoll_wait(n->ep, ev, 32, 0);
   CHECK(k >= 0);
@@ -136,17 +136,17 @@ static void step_node(node *n) {
   settle(n);
 }
 
-static void step(world *w) {
+static inline void step(world *w) {
   w->now += STEP_NS;
   step_node(&w->n[0]);
   step_node(&w->n[1]);
 }
 
-static void steps(world *w, unsigned n) {
+static inline void steps(world *w, unsigned n) {
   while (n--) step(w);
 }
 
-static void node_init(world *w, unsigned i, const pl_engine_cfg *cfg) {
+static inline void node_init(world *w, unsigned i, const pl_engine_cfg *cfg) {
   node *n = &w->n[i];
   n->w = w;
   n->number = i + 1;
@@ -164,13 +164,13 @@ static void node_init(world *w, unsigned i, const pl_engine_cfg *cfg) {
   pl_engine_set_node(n->e, n->number);
 }
 
-static pl_engine_cfg world_cfg(void) {
+static inline pl_engine_cfg world_cfg(void) {
   pl_engine_cfg c;
   pl_engine_cfg_default(&c);
   return c;
 }
 
-static void world_init(world *w, const pl_engine_cfg *cfg) {
+static inline void world_init(world *w, const pl_engine_cfg *cfg) {
   memset(w, 0, sizeof *w);
   w->now = PL_NS_PER_S;
   snprintf(w->dir, sizeof w->dir, "/tmp/pl-local-XXXXXX");
@@ -188,7 +188,7 @@ static void world_init(world *w, const pl_engine_cfg *cfg) {
   }
 }
 
-static void world_free(world *w) {
+static inline void world_free(world *w) {
   for (unsigned i = 0; i < 2; i++) {
     node *n = &w->n[i];
     pl_local_free(n->l, w->now);
@@ -209,7 +209,7 @@ typedef struct client {
   bool eof;
 } client;
 
-static client client_open(const node *n) {
+static inline client client_open(const node *n) {
   struct sockaddr_un sa = {.sun_family = AF_UNIX};
   snprintf(sa.sun_path, sizeof sa.sun_path, "%s", n->path);
   client c = {.fd = socket(AF_UNIX, SOCK_STREAM, 0)};
@@ -218,7 +218,7 @@ static client client_open(const node *n) {
   return c;
 }
 
-static void client_close(client *c) {
+static inline void client_close(client *c) {
   if (c->fd >= 0) close(c->fd);
   free(c->buf);
   memset(c, 0, sizeof *c);
@@ -226,7 +226,7 @@ static void client_close(client *c) {
 }
 
 /* Reads what is there. */
-static void client_read(client *c) {
+static inline void client_read(client *c) {
   while (!c->eof) {
     if (c->at && c->at == c->len) c->at = c->len = 0;
     if (c->cap - c->len < 65536) {
@@ -246,7 +246,7 @@ static void client_read(client *c) {
 }
 
 /* The next frame received so far; false if none is complete. */
-static bool client_next(client *c, uint8_t *cmd, const uint8_t **p, uint32_t *len) {
+static inline bool client_next(client *c, uint8_t *cmd, const uint8_t **p, uint32_t *len) {
   client_read(c);
   size_t size;
   if (pl_ipc_parse(c->buf + c->at, c->buf + c->len, cmd, p, len, &size) != 1) return false;
@@ -255,7 +255,7 @@ static bool client_next(client *c, uint8_t *cmd, const uint8_t **p, uint32_t *le
 }
 
 /* Waits for a frame of this kind; anything else is a failure. */
-static const uint8_t *client_expect(world *w, client *c, uint8_t want, uint32_t *len) {
+static inline const uint8_t *client_expect(world *w, client *c, uint8_t want, uint32_t *len) {
   uint8_t cmd;
   const uint8_t *p;
   uint32_t n;
@@ -273,7 +273,7 @@ static const uint8_t *client_expect(world *w, client *c, uint8_t want, uint32_t 
   return NULL;
 }
 
-static void client_raw(world *w, client *c, const void *p, size_t n) {
+static inline void client_raw(world *w, client *c, const void *p, size_t n) {
   const uint8_t *b = p;
   for (unsigned idle = 0; n;) {
     ssize_t r = write(c->fd, b, n);
@@ -288,7 +288,7 @@ static void client_raw(world *w, client *c, const void *p, size_t n) {
   }
 }
 
-static void client_send(world *w, client *c, uint8_t cmd, const void *p, size_t n) {
+static inline void client_send(world *w, client *c, uint8_t cmd, const void *p, size_t n) {
   uint8_t head[5];
   pl_put32(head, (uint32_t)n + 1);
   head[4] = cmd;
@@ -296,7 +296,7 @@ static void client_send(world *w, client *c, uint8_t cmd, const void *p, size_t 
   client_raw(w, c, p, n);
 }
 
-static void client_data(world *w, client *c, uint32_t conn, const void *p, size_t n) {
+static inline void client_data(world *w, client *c, uint32_t conn, const void *p, size_t n) {
   uint8_t head[9];
   pl_put32(head, (uint32_t)n + 5);
   head[4] = SEND;
@@ -305,20 +305,20 @@ static void client_data(world *w, client *c, uint32_t conn, const void *p, size_
   client_raw(w, c, p, n);
 }
 
-static void client_conn(world *w, client *c, uint8_t cmd, uint32_t conn) {
+static inline void client_conn(world *w, client *c, uint8_t cmd, uint32_t conn) {
   uint8_t b[4];
   pl_put32(b, conn);
   client_send(w, c, cmd, b, 4);
 }
 
-static void client_bind(world *w, client *c, uint16_t port) {
+static inline void client_bind(world *w, client *c, uint16_t port) {
   uint8_t b[2];
   pl_put16(b, port);
   client_send(w, c, BIND, b, 2);
   CHECK(pl_get16(client_expect(w, c, BIND_OK, NULL)) == port);
 }
 
-static uint32_t client_dial(world *w, client *c, uint32_t node_number, uint16_t port) {
+static inline uint32_t client_dial(world *w, client *c, uint32_t node_number, uint16_t port) {
   uint8_t b[8] = {0};
   pl_put32(b + 2, node_number);
   pl_put16(b + 6, port);
@@ -327,10 +327,47 @@ static uint32_t client_dial(world *w, client *c, uint32_t node_number, uint16_t 
 }
 
 /* A connection between a client of each node; the ids at both ends. */
-static void connect_clients(world *w, client *a, client *b, uint16_t port, uint32_t *at_a, uint32_t *at_b) {
+static inline void connect_clients(world *w, client *a, client *b, uint16_t port, uint32_t *at_a, uint32_t *at_b) {
   client_bind(w, b, port);
   *at_a = client_dial(w, a, w->n[1].number, port);
   *at_b = pl_get32(client_expect(w, b, ACCEPT, NULL) + 2);
+}
+
+/* ---- what tests look at ---- */
+
+static inline uint8_t pattern(uint64_t i) { return (uint8_t)(i * 131 + (i >> 8) * 7 + (i >> 16)); }
+
+static inline uint8_t *make(size_t n) {
+  uint8_t *p = malloc(n);
+  CHECK(p);
+  for (size_t i = 0; i < n; i++) p[i] = pattern(i);
+  return p;
+}
+
+/* Takes Recv frames of a connection until `n` bytes have come, comparing each; `from` is the stream offset. */
+static inline void receive(world *w, client *c, uint32_t conn, uint64_t from, size_t n) {
+  uint32_t len;
+  while (n) {
+    const uint8_t *p = client_expect(w, c, RECV, &len);
+    CHECK(pl_get32(p) == conn && len > 4 && len - 4 <= n);
+    for (uint32_t i = 0; i < len - 4; i++) CHECK(p[4 + i] == pattern(from + i));
+    from += len - 4;
+    n -= len - 4;
+  }
+}
+
+static inline void gone(world *w, client *c) {
+  for (unsigned i = 0; i < 2000 && !c->eof; i++) {
+    step(w);
+    client_read(c);
+  }
+  CHECK(c->eof);
+}
+
+static inline pl_local_stats stats(const node *n) {
+  pl_local_stats s;
+  pl_local_get_stats(n->l, &s);
+  return s;
 }
 
 #endif
