@@ -1,0 +1,121 @@
+/* The beacon's forwarder: any datagrams from any senders, any order of policy calls. Input: a sequence of operations, one byte each
+ * with its arguments. Checked: sends are within the received buffers and shaped as one system call takes them, payloads pass
+ * unchanged, tables keep their bounds. */
+#include "fuzz.h"
+#include "relay.h"
+#include "wire.h"
+
+#define BATCH 8u
+#define MAX_NODES 16u
+
+static pl_addr address(uint8_t which) {
+  pl_addr a = {.family = which & 0x40 ? 6 : 4, .port = (uint16_t)(1 + (which & 3)), .ip = {[0] = 10, [3] = (uint8_t)(which >> 2 & 15)}};
+  return a;
+}
+
+static void check_sends(pl_relay *r) {
+  const pl_relay_send *s;
+  unsigned n = pl_relay_sends(r, &s);
+  for (unsigned i = 0; i < n; i++) {
+    FUZZ_CHECK(s[i].n_iov >= 1 && s[i].n_iov <= PL_TX_RUN_SEGS && (s[i].to.family == 4 || s[i].to.family == 6));
+    for (unsigned k = 0; k < s[i].n_iov; k++) {
+      const uint8_t *p = s[i].iov[k].iov_base;
+      size_t len = s[i].iov[k].iov_len;
+      FUZZ_CHECK(len >= 1 && len <= PL_UDP_MAX);
+      if (s[i].n_iov > 1) FUZZ_CHECK(k + 1 < s[i].n_iov ? len == s[i].seg : len <= s[i].seg);
+      FUZZ_CHECK(p[0] == PL_BEACON_DISCOVER_REPLY || p[0] == PL_BEACON_PUNCH_COMMAND || p[0] == PL_BEACON_DELIVER ||
+                 p[0] == PL_BEACON_RELAY || p[0] == PL_BEACON_DELIVER_DST);
+      pl_beacon_msg m;
+      FUZZ_CHECK(pl_beacon_parse(p, p + len, &m) == PL_OK);
+      fuzz_touch(p, len);
+    }
+  }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  fuzz_in in = {data, data + size};
+  pl_relay_cfg cfg;
+  pl_relay_cfg_default(&cfg);
+  cfg.max_nodes = MAX_NODES;
+  cfg.hash_seed = 1;
+  uint64_t now = 1000 * PL_NS_PER_S;
+  pl_relay *r = pl_relay_new(&cfg, now);
+  FUZZ_CHECK(r != NULL);
+  pl_addr local = {.family = 4, .port = 9001, .ip = {10, 9, 9, 9}};
+  for (unsigned steps = 0; in.p < in.end && steps < 400; steps++) {
+    uint8_t op = fuzz_u8(&in);
+    switch (op & 7) {
+      default: { /* a batch */
+        pl_rx rx[BATCH];
+        unsigned n = 1 + (op >> 3) % BATCH;
+        for (unsigned i = 0; i < n; i++) {
+          memset(&rx[i], 0, sizeof rx[i]);
+          rx[i].from = address(fuzz_u8(&in));
+          rx[i].local = local;
+          uint8_t head = fuzz_u8(&in);
+          size_t len;
+          if (head & 0x80) { /* a well-formed beginning, small node numbers, a payload of equal datagrams */
+            uint8_t *tail = fuzz_bytes(&in, fuzz_u8(&in) & 0x3f, &len);
+            static const uint8_t types[] = {PL_BEACON_DISCOVER, PL_BEACON_PUNCH_REQUEST, PL_BEACON_RELAY, PL_BEACON_RELAY,
+                                            PL_BEACON_DISCOVER_DST, PL_BEACON_RELAY, PL_BEACON_SYNC, PL_BEACON_RELAY};
+            size_t one = PL_RELAY_HEAD + len, copies = 1 + (head >> 3 & 3);
+            rx[i].data = malloc(one * copies);
+            FUZZ_CHECK(rx[i].data != NULL);
+            uint8_t nodes = fuzz_u8(&in);
+            for (size_t k = 0; k < copies; k++) {
+              uint8_t *d = rx[i].data + k * one;
+              d[0] = types[head & 7];
+              pl_put32(d + 1, nodes >> 4);
+              pl_put32(d + 5, nodes & 15);
+              if (d[0] == PL_BEACON_SYNC) pl_put16(d + 5, (uint16_t)(len / 4));
+              if (len) memcpy(d + PL_RELAY_HEAD, tail, len);
+            }
+            free(tail);
+            rx[i].len = (uint32_t)(one * copies);
+            if (copies > 1) rx[i].seg = (uint32_t)one;
+          } else {
+            rx[i].data = fuzz_bytes(&in, head, &len);
+            rx[i].len = (uint32_t)len;
+            uint8_t seg = fuzz_u8(&in);
+            if (seg & 1 && seg / 2u && seg / 2u < len) rx[i].seg = seg / 2u;
+          }
+        }
+        pl_relay_input(r, rx, n, now);
+        check_sends(r);
+        for (unsigned i = 0; i < n; i++) free(rx[i].data);
+        break;
+      }
+      case 3: {
+        pl_addr peers[4];
+        unsigned n = op >> 3 & 3;
+        for (unsigned i = 0; i < n; i++) peers[i] = address(fuzz_u8(&in));
+        pl_relay_set_peers(r, peers, n);
+        break;
+      }
+      case 4: {
+        pl_addr a = address(fuzz_u8(&in));
+        if (op & 8) a.family = 0;
+        int e = pl_relay_vouch(r, fuzz_u8(&in) & 31, &a, now);
+        FUZZ_CHECK(e == PL_OK || e == PL_ELIMIT || e == PL_ENOMEM);
+        break;
+      }
+      case 5:
+        now += (uint64_t)fuzz_u16(&in) << (op >> 3);
+        pl_relay_expire(r, now);
+        break;
+      case 6: {
+        uint32_t ids[MAX_NODES];
+        pl_addr a;
+        FUZZ_CHECK(pl_relay_nodes(r, ids, MAX_NODES) <= MAX_NODES);
+        pl_relay_lookup(r, op >> 3, &a);
+        pl_relay_lookup_local(r, op >> 3, &a);
+        break;
+      }
+    }
+    pl_relay_stats st;
+    pl_relay_get_stats(r, &st);
+    FUZZ_CHECK(st.nodes <= MAX_NODES && st.routes <= MAX_NODES);
+  }
+  pl_relay_free(r);
+  return 0;
+}
