@@ -112,7 +112,7 @@ class DataPlane(EngineBase):
     def stop(self) -> None:
         """Stops and joins the thread, closes all. Idempotent. Call it off the event loop (it may take a moment)."""
     def serve(self, listen_fd: int) -> None:
-        """Takes over a listening Unix socket (detach it from Python first)."""
+        """Takes over a listening Unix socket (detach it from Python first), also when it raises."""
     @property
     def event_fd(self) -> int:
         """Readable when events wait. On wake-up call events() until it returns fewer than `limit`; events() clears the fd."""
@@ -129,7 +129,13 @@ class Engine(EngineBase):
     """Sans-I/O engine for tests and the simulator. Time is what was last passed in, nanoseconds."""
 
     def __init__(
-        self, *, seed: bytes, now_ns: int, congestion: str = "bbr", max_segment: int = 8192, options: Mapping[str, int] | None = None
+        self,
+        *,
+        seed: bytes,
+        now_ns: int,
+        congestion: str = "bbr",
+        max_segment: int = 8192,
+        options: Mapping[str, int] | None = None,
     ) -> None: ...
     def input(self, data: bytes, addr: Addr, now_ns: int, seg: int = 0) -> None: ...
     def flush(self, now_ns: int) -> None: ...

@@ -55,6 +55,7 @@ class Daemon:
             self.plane.serve(s.detach())
         self.others: list[Event] = []
         self.seen: list[Event] = []
+        self.on_other: Callable[[Event], None] | None = None
         self._stop = threading.Event()
         self.plane.start()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -83,21 +84,21 @@ class Daemon:
         elif ev.type == EV_CLIENT_FRAME and ev.a == BIND:
             plane.listen(struct.unpack(">H", ev.data)[0], OWNER_CLIENT, ev.client)
             plane.client_send(ev.client, BIND_OK, ev.data)
-        elif ev.type == EV_CONN_OPEN:
-            plane.client_send(ev.client, DIAL_OK, struct.pack(">I", ev.conn))
-            self._attach(ev)
+        elif ev.type == EV_CONN_OPEN and ev.client:
+            self._attach(ev, DIAL_OK, struct.pack(">I", ev.conn))
         elif ev.type == EV_CONN_FAILED:
             plane.client_send(ev.client, ERROR, b"\x00\x01connection refused")
-        elif ev.type == EV_ACCEPT:
+        elif ev.type == EV_ACCEPT and ev.client:
             head = struct.pack(">HIHIH", ev.local_port, ev.conn, ev.remote_net, ev.node, ev.remote_port)
-            plane.client_send(ev.client, ACCEPT, head)
-            self._attach(ev)
+            self._attach(ev, ACCEPT, head)
         else:
             self.others.append(ev)
+            if self.on_other is not None:
+                self.on_other(ev)
 
-    def _attach(self, ev: Event) -> None:
+    def _attach(self, ev: Event, cmd: int, payload: bytes) -> None:
         with contextlib.suppress(CoreError):  # reset, or the client left, in between
-            self.plane.attach(ev.conn, ev.client)
+            self.plane.attach(ev.conn, ev.client, cmd, payload)
 
     def clients(self) -> int:
         return int(self.plane.stats()["clients"])
@@ -190,9 +191,7 @@ def introduce(a: Daemon, b: Daemon, own_kind: bool = True) -> None:
     key_id = int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
     for x, y in ((a, b), (b, a)):
         x.plane.set_trusted(y.node, True)
-        x.plane.install_key(
-            y.node, key, key_id, features=features, max_segment=8192 if own_kind else 0, reorder_segments=65536
-        )
+        x.plane.install_key(y.node, key, key_id, features=features, max_segment=8192 if own_kind else 0, reorder_segments=65536)
         x.plane.set_path(y.node, y.plane.local_addr, False)
 
 

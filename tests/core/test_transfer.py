@@ -143,7 +143,7 @@ def test_echo_port() -> None:
 
 
 def test_refused_when_nobody_listens() -> None:
-    net, a, b = pair(4)
+    net, a, _ = pair(4)
     a.engine.dial(2, 999)
     assert net.run(lambda: bool(a.of_type(EV_CONN_FAILED)), 5)
     assert a.of_type(EV_CONN_FAILED)[0].a == DIAL_REFUSED
