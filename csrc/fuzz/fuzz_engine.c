@@ -197,7 +197,7 @@ static void command(world *w) {
   uint32_t node = nodes[arg & 1], client = 1 + (arg >> 1 & 1);
   uint16_t port = ports[(arg >> 2) % 5];
   pl_addr to = arg & 0x80 ? beacon() : address((uint8_t)(arg & 1) + 1);
-  static uint8_t buf[20000];
+  static uint8_t buf[65536];
   switch (what % 20) {
     case 0: {
       int64_t id = pl_engine_dial(w->e, 0, 0, node, port, client, (uint64_t)arg * PL_NS_PER_S, w->now);
