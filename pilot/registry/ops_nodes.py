@@ -52,7 +52,7 @@ def register(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
             reg.state.set_owner(node, digest)
             changed = True
     observed = endpoint.observed(peer.ip, peer.port, listen_addr, reg.config.believed)
-    changed |= _settle(reg, peer, node, observed, request)
+    changed |= _settle(reg, peer, node, observed, request, signed)
     reply = {
         "node_id": node.id,
         "network_id": reg.network,
@@ -91,7 +91,7 @@ def _create(reg: Registry, key: bytes, owner: str, request: Request) -> Node:
     return reg.state.create(key, reg.now_unix())
 
 
-def _settle(reg: Registry, peer: Peer, node: Node, observed: str, request: Request) -> bool:
+def _settle(reg: Registry, peer: Peer, node: Node, observed: str, request: Request, signed: bool) -> bool:
     """Decides whether the endpoint is believed. True if the node must be stored."""
     claim = Claim(
         node.id, observed, endpoint.lan_addrs(fields.strings(request, "lan_addrs")), fields.flag(request, "relay_only"),
@@ -99,14 +99,13 @@ def _settle(reg: Registry, peer: Peer, node: Node, observed: str, request: Reque
     )  # fmt: skip
     peer.claim = None
     same = node.online and (node.endpoint, node.ip) == (observed, peer.ip)
-    if not peer.speaks_for(node):
-        if node.signs_register:
-            if not same:
-                raise Refused(UNSIGNED)
-            return False
-        if node.online and node.ip != peer.ip:
-            peer.claim = claim
-            return False
+    if node.signs_register and not signed:
+        if not same:
+            raise Refused(UNSIGNED)
+        return False
+    if node.online and node.ip != peer.ip and not peer.speaks_for(node):
+        peer.claim = claim
+        return False
     return _move(reg, peer, node, claim)
 
 

@@ -205,7 +205,7 @@ class State:
         node.departed = now_unix
         self.save(node)
 
-    def expired(self, now: float, stale_s: float, limit: int = 1000) -> Iterable[Node]:
+    def expired(self, now: float, stale_s: float, limit: int = 5000) -> Iterable[Node]:
         """Online nodes silent for longer than `stale_s`, oldest first, at most `limit`."""
         out: list[Node] = []
         for node in self.online.values():

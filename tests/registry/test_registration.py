@@ -66,7 +66,10 @@ async def test_signed_registration_moves_at_once_and_binds_the_key_to_signing(la
     moved = await lab.connect("127.0.0.3")
     await moved.ask(registration(node.identity, listen_addr=":5000"))
     assert await endpoint_of(lab, 1) == "127.0.0.3:5000"
+    # Neither from its own host nor where a heartbeat, which never changes and may have been overheard, was just accepted.
     same_host = await lab.connect("127.0.0.3")
+    node.raw = same_host
+    assert "time" in await node.own("heartbeat")
     assert await same_host.ask(registration(node.identity, signed=False, listen_addr=":6666")) == UNSIGNED
     lab.clock.offset += 200
     await until(lambda: not lab.server.core.state.online, "node expires")
