@@ -266,7 +266,7 @@ def test_thousand_streams_through_one_socket() -> None:
             conn = near.dial(2, PORT)
             conns[far.accept()] = i
             near.write(conn, struct.pack(">I", i))
-        seen = set()
+        seen: set[int] = set()
         while len(seen) < 1000:
             payload = far.expect(RECV)
             conn, i = struct.unpack(">II", payload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 import pytest
 from virtualnet import MS, Host, Link, VirtualNet
@@ -31,6 +32,12 @@ def pair(seed: int, link: Link | None = None, own_kind: bool = True) -> tuple[Vi
     a, b = net.add(1, "192.0.2.1"), net.add(2, "192.0.2.2")
     net.introduce(a, b, own_kind)
     return net, a, b
+
+
+def peer(host: Host, node: int) -> dict[str, Any]:
+    info = host.engine.peer_info(node)
+    assert info is not None
+    return info
 
 
 def serve(host: Host) -> None:
@@ -215,21 +222,21 @@ def test_pending_key_takes_over_only_when_proved() -> None:
     a.engine.install_key(2, b"\x55" * 32, 99)
     send(a, b, b"x" * 100_000)
     assert net.run(lambda: bool(b.ended), 10)
-    assert a.engine.peer_info(2)["key_id"] != 99
+    assert peer(a, 2)["key_id"] != 99
     # The same key at both ends, proved by a probe: it takes over without breaking anything.
     a.engine.install_key(2, b"\x66" * 32, 77)
     b.engine.install_key(1, b"\x66" * 32, 77)
     a.engine.probe(2, b.addr, False, 1234)
-    assert net.run(lambda: a.engine.peer_info(2)["key_id"] == 77 and b.engine.peer_info(1)["key_id"] == 77, 5)
+    assert net.run(lambda: peer(a, 2)["key_id"] == 77 and peer(b, 1)["key_id"] == 77, 5)
     assert any(ev.a == 77 for ev in a.of_type(EV_SESSION_PROVED))
 
 
 def test_path_mtu_grows_to_what_the_path_carries() -> None:
     net, a, b = pair(11, Link(delay=5 * MS, mtu=1472))
-    assert a.engine.peer_info(2)["mss"] == 1152
+    assert peer(a, 2)["mss"] == 1152
     a.engine.probe(2, b.addr, False, 1)  # nothing large goes to a peer that has not proved its key
-    net.run(lambda: a.engine.peer_info(2)["mss"] == 1472 - 70, 20)
-    assert a.engine.peer_info(2)["mss"] == 1472 - 70
+    net.run(lambda: peer(a, 2)["mss"] == 1472 - 70, 20)
+    assert peer(a, 2)["mss"] == 1472 - 70
 
 
 def test_many_streams_share_and_all_finish() -> None:

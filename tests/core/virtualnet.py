@@ -145,10 +145,10 @@ class VirtualNet:
         touched = set()
         while self.wire and self.wire[0][0] <= self.now:
             _, _, data, src, dst = heapq.heappop(self.wire)
-            host = self.hosts.get(dst)
-            if host is not None:
+            target = self.hosts.get(dst)
+            if target is not None:
                 self.delivered += 1
-                host.engine.input(data, src, self.now)
+                target.engine.input(data, src, self.now)
                 touched.add(dst)
         for host in self.hosts.values():
             deadline = host.engine.deadline()
