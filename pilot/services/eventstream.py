@@ -143,10 +143,10 @@ class EventStream:
                 self._publish(subscriber, *event)
         finally:
             self._leave(subscriber)
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
             self._queued -= subscriber.clear()
             self._emit("pubsub.unsubscribed", {"topic": shown, "remote": subscriber.remote})
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
 
     # ---- reading ----
 
@@ -197,7 +197,7 @@ class EventStream:
         if topic != ALL:
             receivers += self._topics.get(ALL, ())
         for subscriber in receivers:
-            if subscriber is not publisher:
+            if subscriber is not publisher and subscriber in self._topics.get(subscriber.topic, ()):
                 self._send(subscriber, frame)
 
     def _send(self, subscriber: Subscriber, frame: bytes) -> None:
@@ -208,7 +208,7 @@ class EventStream:
             return self._drop(subscriber)
         self._queued += cost
         subscriber.put(frame)
-        while self._queued > TOTAL_BYTES:
+        while self._queued > TOTAL_BYTES and self._topics:
             everybody = [s for topic in self._topics.values() for s in topic]
             self._drop(max(everybody, key=lambda s: s.queued))
 

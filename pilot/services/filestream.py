@@ -135,8 +135,8 @@ class FileReceiver:
     async def _end(self, discard: bool = False) -> None:
         transfer, self._running = self._running, None
         if transfer is not None:
-            await transfer.stop()
             self._slots.give()
+            await transfer.stop()
             await self._in_pool(lambda: self._mailbox.release(transfer.part, discard=discard))
 
     async def _in_pool(self, work: Callable[[], T]) -> T:

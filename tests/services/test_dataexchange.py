@@ -172,7 +172,7 @@ async def test_a_frame_above_the_limit_ends_the_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tail", ["", "ü", "\udc80"])
 async def test_long_messages_arrive_whole(tmp_path: Path, kind: FrameType, tail: str) -> None:
     """They go through a file, in pieces that may cut a character."""
-    data = ("aü€😀\n\"\\" * 200_000 + tail).encode(errors="surrogateescape")
+    data = ('aü€😀\n"\\' * 200_000 + tail).encode(errors="surrogateescape")
     async with receiver(tmp_path) as r:
         assert await r.connect(segment=70_001).ask(frame(kind, data)) == f"ACK {kind.name} {len(data)} bytes"
     (message,) = r.messages()

@@ -93,9 +93,7 @@ def test_signature_of_recorded_bodies() -> None:
         assert signature(row["secret"], row["body"].encode()) == row["X-Pilot-Signature-256"]
 
 
-async def test_server_errors_are_retried_and_client_errors_are_not(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_server_errors_are_retried_and_client_errors_are_not(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "RETRY_S", (0.01, 0.01))
     receiver.statuses = [503, 500, 204, 404]
     async with running(Webhook(url=url(receiver))) as hook:
@@ -109,9 +107,7 @@ async def test_server_errors_are_retried_and_client_errors_are_not(
 async def test_a_dead_receiver_opens_the_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "RETRY_S", (0.0, 0.0))
     failures: list[str] = []
-    async with running(
-        Webhook(url="http://127.0.0.1:1/", on_failure=lambda e, r: failures.append(e))
-    ) as hook:
+    async with running(Webhook(url="http://127.0.0.1:1/", on_failure=lambda e, r: failures.append(e))) as hook:
         for i in range(9):
             hook.emit(f"e{i}")
         await hook.drain(5)
