@@ -114,8 +114,10 @@ class LocalClient(Services):
     def wait(self, *, readable: bool = True, writable: bool = False, timeout: float | None = None) -> None:
         """Sleeps until the socket can be read or written, for users of `try_read` and `try_write`."""
         poll = select.poll()  # its own: poll objects refuse concurrent use
-        poll.register(self._sock, select.POLLIN * readable | select.POLLOUT * writable)
+        poll.register(self._sock, select.POLLIN * readable | select.POLLOUT * (writable or bool(self._unsent)))
         poll.poll(None if timeout is None else max(0.0, timeout) * 1000)
+        with self._write_lock:
+            self._flush("wait")
 
     def close(self) -> None:
         """Closes the socket: the daemon ends all streams and releases all ports. Safe to call twice."""
@@ -179,6 +181,9 @@ class LocalClient(Services):
         code, body = self._await_reply(deadline, label, seconds)
         if code == rq.DIAL_OK:
             self._close_stream(self._router.streams[int.from_bytes(body[:4], "big")])
+        elif code == rq.BIND_OK:  # the port stays bound until the client closes; who comes is turned away
+            with self._cond:
+                self._router.accepts.pop(int.from_bytes(body[:2], "big"), None)
 
     # ---- waiting and reading ----
 
@@ -219,10 +224,12 @@ class LocalClient(Services):
                 ended = count == 0
             except BlockingIOError:
                 ended = False
-                if self._poll_in.poll(None if timeout is None else timeout * 1000):
+                poll = self._poll_both if self._unsent else self._poll_in
+                if any(e & ~select.POLLOUT for _, e in poll.poll(None if timeout is None else timeout * 1000)):
                     with suppress(BlockingIOError):
                         count = self._sock.recv_into(buffer)
                         ended = count == 0
+                self._flush_unless_busy()
         except OSError as e:
             ended, error = True, e
         finally:
@@ -322,6 +329,15 @@ class LocalClient(Services):
                 raise self._broken_pipe(label) from None
             self._unsent = self._unsent[sent:]
         return True
+
+    def _flush_unless_busy(self) -> None:
+        """The rest of a frame that `try_write` began must go out even if its writer only reads now."""
+        if self._unsent and self._write_lock.acquire(blocking=False):
+            try:
+                with suppress(PilotError):  # kept in `_failed`
+                    self._flush("write")
+            finally:
+                self._write_lock.release()
 
     def _sleep_blocked(self, deadline: float | None, label: str) -> None:
         rest = 1.0 if deadline is None else deadline - monotonic()
