@@ -72,11 +72,8 @@ class Peers:
         """Whether there can be peers at all."""
         return bool(self._given or self._announcement)
 
-    async def refresh(self) -> None:
-        """One round: announce and fetch the list, then resolve all names. Takes seconds when things are out of reach; raises
-        nothing for that."""
-        if self._announcement:
-            await self._ask_registry(self._announcement)
+    async def resolve_names(self) -> None:
+        """Resolves all names. Takes up to 5 s when the resolver is out of reach; that raises nothing."""
         wanted = dict.fromkeys((*self._given, *self._listed))
         names = list(wanted)[:MAX_PEERS]
         answers = await asyncio.gather(*(self._resolve(name) for name in names))
@@ -90,7 +87,11 @@ class Peers:
             log.debug("peer beacon not resolved", extra={"peer": join(*name), "error": str(error)})
             return self._resolved.get(name, [])
 
-    async def _ask_registry(self, announcement: Announcement) -> None:
+    async def ask_registry(self) -> None:
+        """Announces this beacon and fetches the list. Takes up to 10 s when the registry is out of reach; that raises nothing."""
+        announcement = self._announcement
+        if announcement is None:
+            return
         if self._client is None:
             self._client = RegistryClient(*announcement.registry, admin_token=announcement.token)
         try:

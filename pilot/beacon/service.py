@@ -90,7 +90,9 @@ class Beacon:
         relay.start()
         self._every(self.config.report_s, self._reporter(), "beacon-report")
         if peers.possible:
-            self._every(self.config.refresh_s, self.refresh_peers, "beacon-peers", at_once=True)
+            self._every(self.config.refresh_s, self._resolve_peers, "beacon-peers", at_once=True)
+            if self.config.announcement:
+                self._every(self.config.refresh_s, self._ask_registry, "beacon-registry", at_once=True)
             self._every(self.config.gossip_s, self._gossip_round, "beacon-gossip")
         return relay.local_addr
 
@@ -134,11 +136,16 @@ class Beacon:
 
     # Peers
 
-    async def refresh_peers(self) -> None:
-        """Looks for peers once."""
+    async def _resolve_peers(self) -> None:
         assert self._peers is not None and self._relay is not None
-        await self._peers.refresh()
+        await self._peers.resolve_names()
         self._relay.set_peers(self._peers.accepted())
+
+    async def _ask_registry(self) -> None:
+        """Apart from the names: given peers do not wait for a registry that does not answer."""
+        assert self._peers is not None
+        await self._peers.ask_registry()
+        await self._resolve_peers()
 
     async def _gossip_round(self) -> None:
         assert self._relay is not None

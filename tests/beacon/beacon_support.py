@@ -47,10 +47,14 @@ class Udp:
         data, sender = self.socket.recvfrom(65536)
         return data, (str(sender[0]), int(sender[1]))
 
+    def arrived(self) -> bool:
+        """Whether something can be received. For what the event loop sends: waiting in receive() would stop it."""
+        return bool(select.select([self.socket], [], [], 0)[0])
+
     def waiting(self) -> list[bytes]:
         """Everything that has arrived by now."""
         out = []
-        while select.select([self.socket], [], [], 0)[0]:
+        while self.arrived():
             out.append(self.socket.recv(65536))
         return out
 

@@ -142,7 +142,8 @@ def test_gossip(lab: Lab) -> None:
     assert lab.sends(local) == {B: [bytes.fromhex(local["delivered_hex"])]}
     still = {"request_hex": forwarded["request_hex"].replace("00001389", "0000138a"), "from": A}
     for name, reachable in [
-        ("sync_replaces_previous_list", True), ("sync_truncated", True), ("sync_trailing_bytes", True), ("sync_empty_list", False),
+        ("sync_replaces_previous_list", True), ("sync_truncated", True), ("sync_trailing_bytes", True),
+        ("sync_empty_list", False),
     ]:  # fmt: skip
         assert lab.sends(BY_NAME[name], PEER) == {}
         assert lab.sends(withdrawn) == {}, name
