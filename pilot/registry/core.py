@@ -99,13 +99,13 @@ class Registry:
     def now_unix(self) -> int:
         return int(self.wall())
 
-    def address(self, node: Node) -> str:
-        """The node's virtual address as text."""
-        return str(Address(self.network, node.id))
+    def address(self, node: Node, network: int | None = None) -> str:
+        """The node's virtual address as text, on the backbone or in a network."""
+        return str(Address(self.network if network is None else network, node.id))
 
-    def owner_hash(self, owner: str) -> bytes:
-        """What is stored instead of an owner string."""
-        return hmac.digest(self.store.salt, owner.encode(), "sha256")
+    def keyed_hash(self, word: str) -> bytes:
+        """What is stored instead of an owner string or the token of a network."""
+        return hmac.digest(self.store.salt, word.encode(), "sha256")
 
     # Who is there
 
@@ -174,7 +174,8 @@ class Registry:
 
     def may_reach(self, requester: Node, target: Node) -> bool:
         """The endpoint of `target` is for `requester` (section 7)."""
-        return target.public or requester is target or self.state.trusted(requester.id, target.id)
+        a, b = requester.id, target.id
+        return target.public or a == b or self.state.trusted(a, b) or self.state.share_network(a, b)
 
     # Life and death
 

@@ -23,7 +23,7 @@ def lookup(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
     reply: dict[str, Any] = {
         "node_id": node.id,
         "address": reg.address(node),
-        "networks": [BACKBONE],
+        "networks": [BACKBONE, *sorted(node.networks)],
         "public_key": key_text(node),
         "public": node.public,
         "polo_score": node.score,
@@ -111,9 +111,9 @@ def _may_know(reg: Registry, peer: Peer, node: Node, requester_id: int) -> bool:
 
 
 def check_trust(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
-    """Whether two nodes trust each other."""
+    """Whether two nodes trust each other, or share a network."""
     a, b = fields.number(request, "node_id"), fields.number(request, "peer_id")
-    return {"trusted": reg.state.trusted(a, b)}
+    return {"trusted": reg.state.trusted(a, b) or reg.state.share_network(a, b)}
 
 
 def beacon_register(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:

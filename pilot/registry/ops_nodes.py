@@ -47,7 +47,7 @@ def register(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
     changed = new or (signed and not node.signs_register)
     node.signs_register |= signed
     if owner and node.owner is None and entitled:
-        digest = reg.owner_hash(owner)
+        digest = reg.keyed_hash(owner)
         if digest not in reg.state.by_owner:
             reg.state.set_owner(node, digest)
             changed = True
@@ -77,7 +77,7 @@ def register(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
 
 
 def _create(reg: Registry, key: bytes, owner: str, request: Request) -> Node:
-    bound = reg.state.by_owner.get(reg.owner_hash(owner)) if owner else None
+    bound = reg.state.by_owner.get(reg.keyed_hash(owner)) if owner else None
     if bound is not None:
         # The first releases gave the owner's node to whoever named the owner. Here that takes the operator.
         if reg.holds(bound) or not reg.is_admin(request):

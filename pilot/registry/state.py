@@ -1,4 +1,4 @@
-"""What the registry knows: nodes, trust pairs, the handshake mailbox; in memory, with every durable change told to a journal.
+"""What the registry knows: nodes, trust, the handshake mailbox, networks; in memory, every durable change told to a journal.
 
 Invariants: an id belongs to one key for ever unless that key's holder rotates it; every index (key, hostname, owner) points at a
 node in `nodes`; `online` holds exactly the nodes with an endpoint, least recently seen first, so that expiry looks only at what
@@ -37,6 +37,7 @@ class Node:
     rotations: int = 0
     signs_register: bool = False  # this key has proved itself at registration: it must from then on
     departed: int = 0  # Unix seconds when it was last seen, 0 while it is (or was at the last stop) online
+    networks: set[int] = field(default_factory=set)  # joined ones, kept as members of the networks
 
     online: bool = False
     endpoint: str = ""
@@ -72,8 +73,19 @@ class HandshakeResponse:
     deliveries: int = 0
 
 
+@dataclass(slots=True)
+class Network:
+    """A network that nodes join; sharing one opens endpoints like trust does."""
+
+    id: int  # 1..65535
+    name: str
+    token: bytes  # keyed hash of the word that opens it, b"" = open to everybody
+    created: int  # Unix seconds
+    members: dict[int, str] = field(default_factory=dict)  # node -> role
+
+
 class Journal(Protocol):
-    """Where durable changes go, in order. `pair` with 0 bits deletes."""
+    """Where durable changes go, in order. `pair` with 0 bits deletes, `member` with the role "" too."""
 
     def node(self, node: Node) -> None: ...
     def pair(self, low: int, high: int, bits: int) -> None: ...
@@ -81,6 +93,9 @@ class Journal(Protocol):
     def drop_request(self, target: int, sender: int) -> None: ...
     def response(self, response: HandshakeResponse) -> None: ...
     def drop_response(self, target: int, sender: int) -> None: ...
+    def network(self, network: Network) -> None: ...
+    def drop_network(self, network: int) -> None: ...
+    def member(self, network: int, node: int, role: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -91,6 +106,8 @@ class Loaded:
     pairs: list[tuple[int, int, int]] = field(default_factory=list)
     requests: list[HandshakeRequest] = field(default_factory=list)
     responses: list[HandshakeResponse] = field(default_factory=list)
+    networks: list[Network] = field(default_factory=list)
+    members: list[tuple[int, int, str]] = field(default_factory=list)  # network, node, role
 
 
 def _in_force(bits: int) -> bool:
@@ -111,6 +128,7 @@ class State:
         self.pairs: dict[tuple[int, int], int] = {}
         self.requests: dict[int, dict[int, HandshakeRequest]] = {}
         self.responses: dict[int, dict[int, HandshakeResponse]] = {}
+        self.networks: dict[int, Network] = {}
         self.links = 0  # pairs in force
         self._pending: dict[int, int] = {}  # node -> pairs that wait for the other side's word
         self._next = 1
@@ -126,6 +144,10 @@ class State:
             self.requests.setdefault(request.target, {})[request.sender] = request
         for response in (loaded or Loaded()).responses:
             self.responses.setdefault(response.target, {})[response.sender] = response
+        self.networks = {network.id: network for network in (loaded or Loaded()).networks}
+        for network_id, node_id, role in (loaded or Loaded()).members:
+            self.networks[network_id].members[node_id] = role
+            self.nodes[node_id].networks.add(network_id)
 
     def _index(self, node: Node) -> None:
         self.nodes[node.id] = node
@@ -298,3 +320,35 @@ class State:
             self.journal.drop_response(target, sender)
             if not box:
                 del self.responses[target]
+
+    # Networks
+
+    def put_network(self, network: Network, owner: Node) -> None:
+        """Adds a network with its first member."""
+        self.networks[network.id] = network
+        self.journal.network(network)
+        self.join(network, owner, "owner")
+
+    def drop_network(self, network: Network) -> None:
+        """Removes a network and all memberships in it."""
+        for node_id in network.members:
+            self.nodes[node_id].networks.discard(network.id)
+        del self.networks[network.id]
+        self.journal.drop_network(network.id)
+
+    def join(self, network: Network, node: Node, role: str = "member") -> None:
+        """Makes the node a member."""
+        network.members[node.id] = role
+        node.networks.add(network.id)
+        self.journal.member(network.id, node.id, role)
+
+    def leave(self, network: Network, node: Node) -> None:
+        """Ends a membership."""
+        del network.members[node.id]
+        node.networks.discard(network.id)
+        self.journal.member(network.id, node.id, "")
+
+    def share_network(self, a: int, b: int) -> bool:
+        """Whether two nodes are members of one network. The backbone does not count."""
+        first, second = self.nodes.get(a), self.nodes.get(b)
+        return first is not None and second is not None and not first.networks.isdisjoint(second.networks)

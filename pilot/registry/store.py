@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot.errors import PilotError
-from pilot.registry.state import HandshakeRequest, HandshakeResponse, Loaded, Node
+from pilot.registry.state import HandshakeRequest, HandshakeResponse, Loaded, Network, Node
 
 APPLICATION_ID = 0x50494C52  # "PILR" in the file header: tells our database from any other
 SCHEMA_VERSION = 1
@@ -41,6 +41,8 @@ CREATE TABLE requests (
 CREATE TABLE responses (
   target INTEGER, sender INTEGER, accept INTEGER NOT NULL, time INTEGER NOT NULL, PRIMARY KEY (target, sender)
 ) WITHOUT ROWID;
+CREATE TABLE networks (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token BLOB NOT NULL, created INTEGER NOT NULL);
+CREATE TABLE members (network INTEGER, node INTEGER, role TEXT NOT NULL, PRIMARY KEY (network, node)) WITHOUT ROWID;
 """
 
 _COLUMNS = (
@@ -57,6 +59,12 @@ _PUT_REQUEST = "INSERT OR REPLACE INTO requests VALUES (?,?,?,?,?)"
 _DROP_REQUEST = "DELETE FROM requests WHERE target=? AND sender=?"
 _PUT_RESPONSE = "INSERT OR REPLACE INTO responses VALUES (?,?,?,?)"
 _DROP_RESPONSE = "DELETE FROM responses WHERE target=? AND sender=?"
+
+_PUT_NETWORK = "INSERT OR REPLACE INTO networks VALUES (?,?,?,?)"
+_DROP_NETWORK = "DELETE FROM networks WHERE id=?"
+_DROP_MEMBERS = "DELETE FROM members WHERE network=?"
+_PUT_MEMBER = "INSERT OR REPLACE INTO members VALUES (?,?,?)"
+_DROP_MEMBER = "DELETE FROM members WHERE network=? AND node=?"
 
 Change = tuple[str, tuple[Any, ...]]
 
@@ -87,6 +95,9 @@ class MemoryStore:
     def drop_request(self, target: int, sender: int) -> None: ...
     def response(self, response: HandshakeResponse) -> None: ...
     def drop_response(self, target: int, sender: int) -> None: ...
+    def network(self, network: Network) -> None: ...
+    def drop_network(self, network: int) -> None: ...
+    def member(self, network: int, node: int, role: str) -> None: ...
 
 
 class Store:
@@ -189,7 +200,7 @@ class Store:
             for node in nodes:
                 if len(node.key) != 32 or not 0 < node.id < 0xFFFFFFFF:
                     raise ValueError(f"node {node.id} makes no sense")
-            return Loaded(
+            loaded = Loaded(
                 nodes=nodes,
                 pairs=self._db.execute("SELECT low, high, bits FROM pairs").fetchall(),
                 requests=[
@@ -200,7 +211,14 @@ class Store:
                     HandshakeResponse(r[0], r[1], bool(r[2]), r[3])
                     for r in self._db.execute("SELECT * FROM responses ORDER BY time")
                 ],
+                networks=[Network(r[0], r[1], bytes(r[2]), r[3]) for r in self._db.execute("SELECT * FROM networks")],
+                members=self._db.execute("SELECT network, node, role FROM members").fetchall(),
             )
+            known, networks = {node.id for node in nodes}, {network.id for network in loaded.networks}
+            for network, node_id, _ in loaded.members:
+                if network not in networks or node_id not in known:
+                    raise ValueError(f"member {node_id} of network {network} makes no sense")
+            return loaded
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise _bad_store(self.path, f"damaged ({error})", "restore it from a backup; it was left as it is") from error
 
@@ -302,3 +320,16 @@ class Store:
 
     def drop_response(self, target: int, sender: int) -> None:
         self._append(_DROP_RESPONSE, target, sender)
+
+    def network(self, network: Network) -> None:
+        self._append(_PUT_NETWORK, network.id, network.name, network.token, network.created)
+
+    def drop_network(self, network: int) -> None:
+        self._append(_DROP_NETWORK, network)
+        self._append(_DROP_MEMBERS, network)
+
+    def member(self, network: int, node: int, role: str) -> None:
+        if role:
+            self._append(_PUT_MEMBER, network, node, role)
+        else:
+            self._append(_DROP_MEMBER, network, node)

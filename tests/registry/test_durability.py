@@ -113,6 +113,8 @@ def durable(state: State) -> dict[str, Any]:
         "names": {name: n.id for name, n in state.by_name.items()},
         "owners": {owner: n.id for owner, n in state.by_owner.items()},
         "next": state.next_id,
+        "networks": state.networks,
+        "joined": {n.id: n.networks for n in state.nodes.values()},
     }  # fmt: skip
 
 
@@ -124,7 +126,7 @@ async def test_disk_and_memory_agree(lab: Lab, seed: int) -> None:
     nodes = [await lab.node(f"127.0.0.{i}", owner=f"owner-{i}", hostname=f"n{i}") for i in range(2, 7)]
     for _ in range(300):
         node, other = rng.sample(nodes, 2)
-        match rng.randrange(12):
+        match rng.randrange(15):
             case 0:
                 await node.report(other.number)
             case 1:
@@ -152,6 +154,17 @@ async def test_disk_and_memory_agree(lab: Lab, seed: int) -> None:
                 signed = f"rotate:{node.number}:{new.key_text}"
                 await node.ask("rotate_key", signed, node_id=node.number, new_public_key=new.key_text)
                 node.identity = new
+            case 12:
+                fields: dict[str, Any] = rng.choice([{}, {"join_rule": "token", "token": "t"}])
+                name = f"net-{rng.choice('abc')}"
+                await node.ask("create_network", node_id=node.number, name=name, admin_token="op", **fields)
+            case 13:
+                verb, network = rng.choice(["join_network", "join_network", "leave_network"]), rng.randrange(1, 5)
+                signed = f"{verb}:{node.number}:{network}"
+                await node.ask(verb, signed, node_id=node.number, network_id=network, token="t")
+            case 14:
+                command = rng.choice(["delete_network", "rename_network"])
+                await node.ask(command, network_id=rng.randrange(1, 5), name=f"net-{rng.choice('abc')}", admin_token="op")
     before = durable(lab.server.core.state)
     await lab.restart()
     assert durable(lab.server.core.state) == before

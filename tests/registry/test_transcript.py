@@ -39,7 +39,8 @@ class Differs:
     request: dict[str, Any] = dataclasses.field(default_factory=dict)  # added to the request
 
 
-ONE_NETWORK = "there is one network, the backbone"
+LATER = "networks came with later releases"
+NO_INVITES = "no networks by invitation"
 TAKEOVER = "an owner string is no proof: the node of its holder is not given away"
 FIRST_RELEASE = {
     "register_hostname_taken": Differs(
@@ -47,9 +48,9 @@ FIRST_RELEASE = {
     ),
     "punch_private_untrusted_target": Differs("a private endpoint is shown to trusted peers only", error="request failed"),
     "set_tags_ok": Differs("newer releases drop duplicates", {"tags": ["web", "gpu"]}),
-    "create_network_disabled": Differs(ONE_NETWORK, error="cannot create networks: only the backbone (network 0) is available"),
-    "join_network_disabled": Differs(ONE_NETWORK, error="network 1: network not found"),
-    "leave_network_disabled": Differs(ONE_NETWORK, error="network 1: network not found"),
+    "create_network_disabled": Differs(LATER, {"type": "create_network_ok", "network_id": 1, "name": "lab", "enterprise": False}),
+    "join_network_disabled": Differs(LATER, error="node 1 already in network 1"),
+    "leave_network_disabled": Differs(LATER, {"type": "leave_network_ok", "network_id": 1}),
     "beacon_register_ok": Differs(
         "a beacon draws the traffic of all daemons: the operator's token", request={"admin_token": ADMIN}
     ),
@@ -139,14 +140,21 @@ MAY_2026 = {
         "each heartbeat is checked: without that anybody keeps a dead node alive",
         error="signature required for authenticated node",
     ),
-    "poll_invites": Differs(ONE_NETWORK, {"invites": []}),
-    "list_networks": Differs(ONE_NETWORK, {"networks": [{"id": 0, "join_rule": "open", "members": 3, "name": "backbone"}]}),
+    "poll_invites": Differs(NO_INVITES, {"invites": []}),
+    "list_networks": Differs(
+        "the fields of the first release, and no network by invitation",
+        {
+            "networks": [
+                {"id": 0, "join_rule": "open", "members": 3, "name": "backbone"},
+                {"id": 1, "join_rule": "open", "members": 2, "name": "lab"},
+                {"id": 2, "join_rule": "token", "members": 2, "name": "lab2"},
+            ]
+        },
+    ),
 }
-CUSTOM_NETWORKS = {
-    "create_network_open", "create_network_token", "create_network_invite", "create_network_duplicate", "join_open",
-    "join_open_again", "join_token_bad", "join_token_ok", "join_invite_refused", "invite", "invite_again",
-    "respond_invite_accept", "list_nodes_network_1", "get_member_role", "rename_network", "leave_network",
-    "leave_not_member", "delete_network", "set_key_expiry", "get_network_policy", "get_expr_policy_none",
+INVITATIONS_AND_POLICIES = {
+    "create_network_invite", "join_invite_refused", "invite", "invite_again", "respond_invite_accept", "get_member_role",
+    "set_key_expiry", "get_network_policy", "get_expr_policy_none",
 }  # fmt: skip
 
 
@@ -154,13 +162,13 @@ async def test_release_of_may_2026(lab: Lab) -> None:
     await lab.start(RegistryConfig(strict_names=True), admin_token=ADMIN)
     exchanges = []
     for exchange in VECTORS["may_2026"]:
-        if exchange["case"] in CUSTOM_NETWORKS:
+        if exchange["case"] in INVITATIONS_AND_POLICIES:
             continue
         reply = dict(exchange["response"])
         if exchange["case"] == "resolve_with_lan_addrs":
             del reply["public_key"]  # the key comes from lookup, as in the other releases
         exchanges.append(exchange | {"response": reply})
-    assert len(exchanges) == 25
+    assert len(exchanges) == 37
 
     async def both_sides(case: str, clients: dict[str, Raw]) -> None:
         """One report made a pair there. Here the other side has to report too."""

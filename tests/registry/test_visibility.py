@@ -59,6 +59,47 @@ async def test_strict_names(lab: Lab, public: bool) -> None:
             assert reply["error"] == unknown["error"].replace("nobody", "target")
 
 
+async def join(node: Node, network: int, token: str = "") -> dict[str, Any]:
+    return await node.ask(
+        "join_network", f"join_network:{node.number}:{network}", node_id=node.number, network_id=network, token=token
+    )
+
+
+async def test_members_of_a_network_reach_each_other(lab: Lab) -> None:
+    """Until one leaves; the backbone and a wrong token open nothing, and the member list shows no private endpoint."""
+    await lab.start(admin_token="op")
+    target, friend, stranger = await scene(lab, public=False)
+    request: dict[str, Any] = {"node_id": 1, "name": "team", "join_rule": "token", "token": "word", "admin_token": "op"}
+    assert (await target.ask("create_network", **request))["network_id"] == 1
+    assert (await join(stranger, 1, "guess"))["error"] == "invalid token for network 1"
+    assert (await stranger.resolve(1))["error"] == "request failed"
+    assert (await join(stranger, 1, "word"))["address"] == "1:0001.0000.0003"
+    assert (await stranger.resolve(1))["real_addr"] == ENDPOINT
+    assert (await stranger.ask("lookup", node_id=1))["networks"] == [0, 1]
+    assert (await stranger.ask("check_trust", node_id=3, peer_id=1))["trusted"] is True
+    listed = (await friend.ask("list_nodes", network_id=1))["nodes"]
+    assert [(n["node_id"], n["role"]) for n in listed] == [(1, "owner"), (3, "member")] and ENDPOINT not in str(listed)
+    await target.own("deregister")
+    assert [n.get("offline") for n in (await friend.ask("list_nodes", network_id=1))["nodes"]] == [None, True]
+    await target.ask("leave_network", "leave_network:1:1", node_id=1, network_id=1)
+    assert (await friend.ask("get_member_role", network_id=1, target_node_id=1))["error"].endswith("not a member of network 1")
+
+
+async def test_networks_are_the_operators(lab: Lab) -> None:
+    node = await lab.node()
+    disabled = await node.ask("create_network", node_id=1, name="x", admin_token="guess")
+    assert disabled["error"] == "request failed"
+    await lab.restart(admin_token="op", network=1)
+    node = await lab.node(identity=node.identity)
+    for command in ("create_network", "delete_network", "rename_network"):
+        reply = await node.ask(command, node_id=1, network_id=1, name="x", admin_token="guess")
+        assert reply["error"] == "invalid admin token"
+    for name in ("backbone", "No!", ""):
+        assert "invalid network name" in (await node.ask("create_network", node_id=1, name=name, admin_token="op"))["error"]
+    made = await node.ask("create_network", node_id=1, name="x", admin_token="op")
+    assert made["network_id"] == 2  # the addresses of network 1 are those of the backbone here
+
+
 async def test_nothing_secret_in_any_reply(lab: Lab) -> None:
     """Owner, private endpoint and LAN addresses of a private node reach no stranger, whatever it asks."""
     await lab.node("127.0.0.7", owner="secret-owner", lan_addrs=["192.168.77.1:4000"])
