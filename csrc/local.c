@@ -10,7 +10,7 @@
 
 #define ACCEPT_BATCH 32u
 #define ACCEPT_RETRY_NS (100 * PL_NS_PER_MS) /* descriptors ran out */
-#define SOCKET_BUFFER (1 << 20)
+#define SOCKET_BUFFER (512 << 10)
 #define PUMP_PASSES 4u
 
 static pl_client *find(const pl_local *l, uint32_t id) { return pl_map_get(&l->clients, id); }
