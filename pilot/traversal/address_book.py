@@ -69,6 +69,12 @@ class _Cache:
             task.add_done_callback(lambda _: self._running.pop(node, None))
         return await asyncio.shield(task)
 
+    def ask_again(self, node: int) -> None:
+        """A failure is not held against the next question."""
+        entry = self._entries.get(node)
+        if entry:
+            entry.tried = float("-inf")
+
     def forget(self, node: int) -> None:
         """Drops what is cached."""
         self._entries.pop(node, None)
@@ -144,6 +150,11 @@ class AddressBook:
             if not (reply.get("real_addr") or reply.get("endpoint") or reply.get("relay_only")):
                 raise
         return read_addresses(reply, list(local), own)
+
+    def ask_again(self, node: int) -> None:
+        """The next question goes to the registry even if the last one has just failed. What is known stays."""
+        self._lookups.ask_again(node)
+        self._resolves.ask_again(node)
 
     def forget(self, node: int) -> None:
         """Drops what is cached about a node."""

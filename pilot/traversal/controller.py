@@ -211,6 +211,7 @@ class Traversal:
 
     def prefer_direct(self, node: int) -> None:
         """Every way to `node` is tried again at once, also after what failed before."""
+        self._book.ask_again(node)
         self.paths.retry(node, self._clock())
         self._arm()
 

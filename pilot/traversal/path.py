@@ -333,6 +333,7 @@ class PathMachine:
         """All ways are raced again, with fresh addresses; traffic stays where it is meanwhile."""
         if self.session:
             self._asked_at = NEVER
+            self._ask_addresses(now)
             self._start_race(now, first=False)
 
     # ---- time ----
