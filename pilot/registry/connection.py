@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pilot.registry.server import RegistryServer
 
 WRITE_HIGH = 64 << 10  # bytes a client may leave unread before it is served no more
+BYTES_PER_REQUEST = 4096  # of a body that cost the budget as much as one more request
 UNFINISHED_FREE = 16 << 10  # bytes of a half-received request that need no share of the common budget
 
 
@@ -166,10 +167,10 @@ class Connection(asyncio.Protocol):
             self._transport.write(reply)
         else:
             self._awaiting = (answer.seq, reply, wire.encode(answer.refusal, encoding))
-        self._throttle()
+        self._throttle(1 + len(body) / BYTES_PER_REQUEST)
 
-    def _throttle(self) -> None:
-        delay = self._server.delay(self.ip, self._budget)
+    def _throttle(self, cost: float) -> None:
+        delay = self._server.delay(self.ip, self._budget, cost)
         if delay > 0:
             self._resume = asyncio.get_running_loop().call_later(delay, self._resumed)
 

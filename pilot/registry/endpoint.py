@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_LAN_ADDRS = 16
+MAX_LOOKED_AT = 64
 
 
 def plain_ip(host: str) -> str:
@@ -59,7 +60,7 @@ def lan_addrs(given: Sequence[str]) -> tuple[str, ...]:
     """The private `host:port` entries of a node's `lan_addrs`, at most 16; public or malformed ones are dropped, so that the
     list cannot aim peers at a stranger."""
     out: list[str] = []
-    for addr in given:
+    for addr in given[:MAX_LOOKED_AT]:
         parts = split(addr)
         if parts is None or parts[1] == 0 or len(addr) > 64:
             continue

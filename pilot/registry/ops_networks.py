@@ -18,6 +18,7 @@ from pilot.registry.state import Network, Node
 LIST_MAX = 1000  # nodes in one reply
 NETWORK_MAX = 0xFFFF
 JOINED_MAX = 64  # networks of one node
+NETWORKS_MAX = 4096  # all of them fit one reply
 
 
 def list_networks(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def create_network(reg: Registry, peer: Peer, request: Request) -> dict[str, Any
     number = max(reg.state.networks, default=0) + 1
     if number == reg.network:  # its addresses would be those of the backbone
         number += 1
-    if number > NETWORK_MAX:
+    if number > NETWORK_MAX or len(reg.state.networks) >= NETWORKS_MAX:
         raise Refused("too many networks")
     digest = reg.keyed_hash(token) if rule == "token" else b""
     reg.state.put_network(Network(number, name, digest, reg.now_unix()), owner)

@@ -7,6 +7,7 @@ the same connection, which the daemon of that key sends within seconds. A key th
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pilot.registry import endpoint, fields, texts
@@ -15,7 +16,7 @@ from pilot.registry.fields import Refused, Request
 from pilot.registry.state import Node
 
 OWNER_MAX = 256  # characters
-VERSION_MAX = 64
+_VERSION = re.compile(r"[A-Za-z0-9.+_-]{1,32}")
 PROTOCOL_VERSION = 1
 
 
@@ -95,7 +96,7 @@ def _settle(reg: Registry, peer: Peer, node: Node, observed: str, request: Reque
     """Decides whether the endpoint is believed. True if the node must be stored."""
     claim = Claim(
         node.id, observed, endpoint.lan_addrs(fields.strings(request, "lan_addrs")), fields.flag(request, "relay_only"),
-        fields.text(request, "version")[:VERSION_MAX],
+        _version(fields.text(request, "version")),
     )  # fmt: skip
     peer.claim = None
     same = node.online and (node.endpoint, node.ip) == (observed, peer.ip)
@@ -107,6 +108,11 @@ def _settle(reg: Registry, peer: Peer, node: Node, observed: str, request: Reque
         peer.claim = claim
         return False
     return _move(reg, peer, node, claim)
+
+
+def _version(sent: str) -> str:
+    """A version as daemons write them, "" for anything else: everybody who looks the node up gets to read it."""
+    return sent if _VERSION.fullmatch(sent) else ""
 
 
 def _move(reg: Registry, peer: Peer, node: Node, claim: Claim) -> bool:

@@ -87,14 +87,14 @@ def _valid(reg: Registry, request: HandshakeRequest) -> bool:
 
 
 def poll_handshakes(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
-    """Hands out what waits for the node."""
+    """Hands out what waits for the node; the reply stays below the size of a frame, the rest comes with the next poll."""
     node = reg.known(fields.number(request, "node_id"))
     reg.require_signature(peer, node, texts.of_node("poll_handshakes", node.id), request)
     requests: list[HandshakeRequest] = []
     for mail in list(reg.state.requests.get(node.id, {}).values()):
         if not _valid(reg, mail):
             reg.state.drop_request(mail.target, mail.sender)
-        elif not mail.polled:
+        elif not mail.polled and len(requests) < INBOX_MAX:
             requests.append(mail)
             mail.deliveries += 1
             if mail.deliveries >= DELIVERIES_MAX:

@@ -202,10 +202,11 @@ class RegistryServer:
         self._unfinished += more
         return True
 
-    def delay(self, ip: str, budget: Buckets) -> float:
-        """Takes a request out of the budgets of a connection and its address; seconds until the next may be served."""
+    def delay(self, ip: str, budget: Buckets, cost: float) -> float:
+        """Takes a request out of the budgets of a connection and its address; seconds until the next may be served. cost: 1 for
+        a small one."""
         now = self._clock()
-        wait = max(budget.spend("", now, 1), self._by_ip_budget.spend(ip_group(ip), now, 1))
+        wait = max(budget.spend("", now, cost), self._by_ip_budget.spend(ip_group(ip), now, cost))
         if wait > 0:
             self.stats_counts.throttled += 1
         return wait

@@ -11,9 +11,12 @@ from collections import OrderedDict
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+REMEMBERED_TEXT = 256  # bytes
+
 
 class Verifier:
-    """Checks Ed25519 signatures; remembers up to `size` that fitted, least recently used out first."""
+    """Checks Ed25519 signatures; remembers up to `size` that fitted, least recently used out first. Texts above 256 bytes, which
+    no daemon signs, are not remembered."""
 
     def __init__(self, size: int = 16384) -> None:
         self._size = size
@@ -31,7 +34,8 @@ class Verifier:
             Ed25519PublicKey.from_public_bytes(key).verify(signature, text)
         except (InvalidSignature, ValueError):
             return False
-        self._good[triple] = None
+        if len(text) <= REMEMBERED_TEXT:
+            self._good[triple] = None
         if len(self._good) > self._size:
             self._good.popitem(last=False)
         return True

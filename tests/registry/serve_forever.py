@@ -3,6 +3,8 @@
 import asyncio
 import sys
 
+import uvloop
+
 from pilot.registry.config import RegistryConfig
 from pilot.registry.server import RegistryServer
 from pilot.registry.store import Store
@@ -15,4 +17,4 @@ async def main() -> None:
     await asyncio.Event().wait()
 
 
-asyncio.run(main())
+uvloop.run(main())
