@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ PORT = 444
 ONE_SEGMENT = 4000  # bytes of a message; receivers take one segment, below 4096
 DIAL_S = 10.0
 REVOKE_DIAL_S = 5.0  # the peer's connections end after the notice, so it must not be able to hold it up
+AHEAD_S = 20  # receivers take clocks that are up to 30 s ahead
+MAX_STAMPS = 1024
 LINGER_S = 0.5
 LINGER_STEPS = 25
 
@@ -43,6 +46,7 @@ class Courier:
         self._public_key = public_key
         self._sign = sign
         self._now = now
+        self._stamps: OrderedDict[tuple[int, str], int] = OrderedDict()
 
     async def deliver(self, node: int, type_: str, *, justification: str = "", reason: str = "") -> bool:
         """One message to `node`; False if it was not reached. True says that the message has left."""
@@ -70,6 +74,7 @@ class Courier:
 
     def message(self, node: int, type_: str, *, justification: str = "", reason: str = "") -> bytes:
         """The bytes of a signed message; texts are cut so that it fits one segment."""
+        timestamp = self._timestamp(node, type_)
         while True:
             data = HandshakeMessage.build(
                 type_,
@@ -77,7 +82,7 @@ class Courier:
                 node,
                 self._public_key,
                 self._sign,
-                timestamp=int(self._now()),
+                timestamp=timestamp,
                 justification=justification,
                 reason=reason,
             ).encode()
@@ -85,6 +90,16 @@ class Courier:
                 return data
             # Escapes make a text up to six times as long, so the size is known only afterwards.
             justification, reason = (t[: len(t) * 3 // 4] for t in (justification, reason))
+
+    def _timestamp(self, node: int, type_: str) -> int:
+        """Unix seconds, another one for each message: receivers take two equal messages for a replay."""
+        now = int(self._now())
+        last = self._stamps.pop((node, type_), 0)
+        stamp = min(max(now, last + 1), now + AHEAD_S)
+        self._stamps[node, type_] = stamp
+        if len(self._stamps) > MAX_STAMPS:
+            self._stamps.popitem(last=False)
+        return stamp
 
 
 async def read_message(stream: OverlayStream) -> bytes:

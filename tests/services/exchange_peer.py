@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipes import PipeEnd, pipe, serve
+from memstream import PipeEnd, pipe, serve
 
 from pilot.services.dataexchange import DataExchange
 from pilot.wire import services as wire

@@ -228,7 +228,7 @@ async def test_two_files_at_once_cannot_pass_the_quota_together(tmp_path: Path) 
         first, second = r.connect(), r.connect()
         big = wire.encode_file("a", bytes(700))
         await first.send(big[:100])
-        while not r.partials():
+        while not r.partials():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert (await second.ask(big)).startswith("ERR FILE")
         assert await first.ask(big[100:]) == "ACK FILE 700 bytes"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipes import PipeEnd, pipe, serve
+from memstream import PipeEnd, pipe, serve
 
 from pilot.services import eventstream, ratelimit
 from pilot.services.eventstream import EventStream
@@ -86,7 +86,7 @@ class Client:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(LIMIT_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - whatever it is, it is soon
             await asyncio.sleep(0.001)
 
 
