@@ -317,6 +317,24 @@ static void a_move_inside_a_batch_splits_the_train(void) {
   net_free(&t);
 }
 
+static void a_node_evicted_inside_a_train(void) {
+  pl_relay_cfg cfg = usual();
+  cfg.max_nodes = 2;
+  net t = net_new(&cfg);
+  net_discover(&t, B, 200);
+  net_discover(&t, A, 100);
+  pl_addr a = addr(A);
+  CHECK(pl_relay_vouch(t.r, 500, &a, t.now) == PL_OK);
+  uint8_t train[27]; /* frame for 200; the registered 500 takes the place of 200; the same frame again */
+  head(train, 0x05, 100, 200);
+  head(train + 9, 0x01, 500, 0);
+  head(train + 18, 0x05, 100, 200);
+  net_clear(&t);
+  net_add(&t, &a, train, sizeof train, 9);
+  CHECK(net_run(&t) == 2 && t.out[0].p[0] == 0x06 && t.out[1].p[0] == 0x02 && net_stats(&t).not_found == 1);
+  net_free(&t);
+}
+
 static void deliveries_name_the_destination_when_asked(void) {
   net t = net_new(NULL);
   register_three(&t);
@@ -529,6 +547,7 @@ int main(void) {
   punching_introduces_only_the_known_and_has_a_rate();
   trains_stay_whole_and_in_order();
   a_move_inside_a_batch_splits_the_train();
+  a_node_evicted_inside_a_train();
   deliveries_name_the_destination_when_asked();
   a_budget_limits_one_sender_only();
   gossip_routes();

@@ -33,7 +33,8 @@ def test_every_spelling_of_a_flag(argv: list[str]) -> None:
 def test_values() -> None:
     c = load([
         "-beacon-addr", "[::1]:9001", "-peers", "a.example:1, [2001:db8::1]:2,", "-beacon-id", "4294967295",
-        "-registry", "r.example:9000", "-beacon-only", "-relay-rate", "10M", "-advertise-addr", "b.example:9001", "-log-format=json",
+        "-registry", "r.example:9000", "-beacon-only", "-relay-rate", "10M", "-advertise-addr", "b.example:9001",
+        "-log-format=json",
     ], {"PILOT_ADMIN_TOKEN": "t", "PILOT_LOG_LEVEL": "debug"})  # fmt: skip
     assert c.beacon_addr == ("::1", 9001)
     assert c.peers == (("a.example", 1), ("2001:db8::1", 2))
@@ -47,7 +48,8 @@ def test_values() -> None:
     (["-beacon-addr", "::1:9001"], "-beacon-addr"), (["-network", "65536"], "-network"), (["-network", "-1"], "-network"),
     (["-peers", "a.example"], "-peers"), (["-peers", ":9001"], "-peers"), (["-advertise-addr", "a.example:0"], "-advertise-addr"),
     (["-relay-rate", "fast"], "-relay-rate"), (["-registration-rate", "0"], "-registration-rate"),
-    (["-log-level", "loud"], "-log-level"), (["-store"], "-store needs a value"), (["-colour"], "-colour"), (["start"], "'start'"),
+    (["-log-level", "loud"], "-log-level"), (["-store"], "-store needs a value"), (["-colour"], "-colour"),
+    (["start"], "'start'"),
     (["-registry-only", "-beacon-only"], "nothing to run"), (["-registry-only", "-peers", "a.example:1"], "-registry-only"),
     (["-tls-cert", "a.pem"], "-tls-key"), (["-registry", "r.example:1"], "-beacon-id"),
     (["-beacon-id", "1"], "-admin-token"), (["-beacon-id", "1", "-admin-token", "t"], "-advertise-addr"),
