@@ -26,6 +26,8 @@ typedef struct world {
   uint32_t conns[SEEN];
   unsigned next_conn;
   uint64_t last_nonce[2];
+  pl_packet ping;       /* the last one of the node that asks for an answer */
+  unsigned pinged;
 } world;
 
 static const uint32_t nodes[2] = {PEER, OWN_KIND};
@@ -46,6 +48,7 @@ static void remember(world *w, unsigned i, const pl_packet *k) {
   memmove(w->seen + 1, w->seen, (SEEN - 1) * sizeof *w->seen);
   memmove(w->who + 1, w->who, (SEEN - 1) * sizeof *w->who);
   w->seen[0] = *k;
+  w->seen[0].payload = NULL; /* freed with the frame */
   w->who[0] = i;
 }
 
@@ -68,7 +71,17 @@ static void on_sent(world *w, uint8_t *p, size_t n) {
     uint64_t nonce = (uint64_t)h.prefix << 32 | (uint32_t)h.counter;
     FUZZ_CHECK(nonce != w->last_nonce[i]);
     w->last_nonce[i] = nonce;
-    if (k.proto == PL_PROTO_STREAM) remember(w, i, &k);
+    if (k.proto == PL_PROTO_STREAM) {
+      /* A SACK look-alike must be one: either so short that it is none, or an empty acknowledgement's blocks (no new bytes). */
+      pl_sack_block b[PL_SACK_MAX];
+      unsigned blocks = pl_sack_parse(k.payload, k.payload + k.len, PL_SACK_MAX, b);
+      FUZZ_CHECK(!blocks || k.len == 5 + 8 * blocks);
+      remember(w, i, &k);
+    }
+    if (k.proto == PL_PROTO_CONTROL && !(k.flags & PL_FLAG_ACK) && k.len) {
+      w->ping = k;
+      w->pinged = i;
+    }
     break;
   }
   free(body);
@@ -136,9 +149,11 @@ static void fitting(world *w) {
     case 1: { /* SACK around there */
       pl_sack_block b[4];
       unsigned count = 1 + (shape >> 4 & 3);
-      for (unsigned j = 0; j < count; j++) {
-        b[j].left = s->seq + fuzz_u8(&w->in) * 100u;
-        b[j].right = b[j].left + (uint32_t)(int32_t)(int8_t)fuzz_u8(&w->in) * 100u;
+      for (unsigned j = 0; j < count; j++) { /* mostly along segments that were sent */
+        uint8_t edges = fuzz_u8(&w->in);
+        const pl_packet *from = &w->seen[edges % SEEN], *to = &w->seen[(edges >> 3) % SEEN];
+        b[j].left = from->seq + (edges & 0x80 ? fuzz_u8(&w->in) : 0u);
+        b[j].right = to->seq + to->len;
       }
       n = pl_sack_write(body, b, count);
       break;
@@ -163,6 +178,29 @@ static void fitting(world *w) {
   sealed(w, i, inner, PL_HDR_SIZE + n, true, 0);
 }
 
+/* Answers the last ping of the node, or nearly. */
+static void pong(world *w) {
+  uint8_t how = fuzz_u8(&w->in);
+  pl_packet k = {.proto = PL_PROTO_CONTROL, .flags = PL_FLAG_ACK, .dst_port = w->ping.src_port, .seq = w->ping.seq + (how & 0x80 ? 1u : 0u),
+                 .ack = w->ping.seq + 1};
+  uint8_t inner[PL_HDR_SIZE];
+  pl_packet_write_header(inner, &k);
+  sealed(w, w->pinged, inner, sizeof inner, true, how & 4);
+}
+
+static void on_datagram(void *ctx, const pl_packet *k) {
+  FUZZ_CHECK(ctx && k->len > 0 && (k->src_node == PEER || k->src_node == OWN_KIND) && k->dst_node == NODE);
+  fuzz_touch(k->payload, k->len);
+}
+
+static void on_release(void *ctx, uint32_t conn, pl_stream *s, void *tag) {
+  FUZZ_CHECK(ctx && conn && s && tag == ctx);
+  const uint8_t *p[2];
+  size_t n[2];
+  unsigned spans = pl_stream_peek(s, p, n);
+  for (unsigned i = 0; i < spans; i++) fuzz_touch(p[i], n[i]);
+}
+
 static uint32_t some_conn(world *w) { return w->conns[fuzz_u8(&w->in) % SEEN]; }
 
 static void note_conn(world *w, uint32_t id) { w->conns[w->next_conn++ % SEEN] = id; }
@@ -180,11 +218,12 @@ static void shell_of_clients(world *w) {
   for (uint32_t id; (id = pl_engine_next_ready(w->e));) {
     pl_client_conn k;
     if (!pl_engine_client_conn(w->e, id, &k)) continue;
+    *k.tag = w;
     pl_stream_consume(k.s, pl_stream_readable(k.s) / 2 + 1, w->now);
     uint8_t *p;
     size_t room = pl_stream_reserve(k.s, 100, &p);
     if (room) {
-      memset(p, 1, room);
+      memset(p, 'S', room);
       pl_stream_commit(k.s, room);
     }
     pl_engine_touch(w->e, id);
@@ -198,7 +237,8 @@ static void command(world *w) {
   uint16_t port = ports[(arg >> 2) % 5];
   pl_addr to = arg & 0x80 ? beacon() : address((uint8_t)(arg & 1) + 1);
   static uint8_t buf[65536];
-  switch (what % 20) {
+  for (size_t i = 0; i + 5 < sizeof buf; i += 1000) memcpy(buf + i, "SACK\x01", 5); /* what segments must not begin with */
+  switch (what % 21) {
     case 0: {
       int64_t id = pl_engine_dial(w->e, 0, 0, node, port, client, (uint64_t)arg * PL_NS_PER_S, w->now);
       if (id > 0) note_conn(w, (uint32_t)id);
@@ -233,6 +273,15 @@ static void command(world *w) {
     case 16: pl_engine_forget_peer(w->e, node, w->now); break;
     case 17: pl_engine_client_gone(w->e, client, w->now); break;
     case 18: shell_of_clients(w); break;
+    case 19: {
+      pl_conn_info info;
+      uint32_t id = some_conn(w);
+      FUZZ_CHECK((pl_engine_conn_info(w->e, id, &info) == PL_OK) == (pl_engine_unacked(w->e, id) >= 0));
+      pl_event head = {.type = PL_EV_CLIENT_FRAME, .client = client};
+      FUZZ_CHECK(pl_engine_post(w->e, &head, buf, arg) == PL_OK);
+      pl_engine_send_raw(w->e, &to, buf, (size_t)arg * 10);
+      break;
+    }
     default: {
       size_t it = 0;
       pl_conn_info info;
@@ -278,6 +327,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   pl_engine_set_node(w.e, NODE);
   pl_addr b = beacon();
   pl_engine_set_beacons(w.e, &b, 1);
+  pl_engine_on_datagram(w.e, on_datagram, &w);
+  pl_engine_on_release(w.e, on_release, &w);
   pl_caps own = {.features = PL_CAP_NOCRC | PL_CAP_STREAM_OPTS, .max_segment = 8192, .reorder_segments = 1000};
   for (unsigned i = 0; i < 2; i++) {
     pl_addr at = address((uint8_t)(i + 1));
@@ -315,8 +366,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         break;
       }
       case 3: w.now += (uint64_t)(1 + fuzz_u8(&w.in)) << (op >> 3); break;
-      case 4:
-      case 5: command(&w); break;
+      case 4: command(&w); break;
+      case 5: pong(&w); break;
       default: fitting(&w);
     }
     if (!(op & 0x80)) settle(&w);
