@@ -1,4 +1,4 @@
-/* The data thread: one epoll over the tunnel socket, the local clients and a wake-up descriptor.
+/* The data thread: one epoll over the tunnel socket, the local clients and a wake-up descriptor. Linux.
  *
  *   data thread                                 any other thread
  *   wait in epoll                               pl_loop_lock
