@@ -68,7 +68,10 @@ class Beacon:
         host, port = self.config.bind
         options = {"max_nodes": self.config.max_nodes, "relay_bytes_per_s": self.config.relay_bytes_per_s}
         try:
-            candidates = [("::", port), ("0.0.0.0", port)] if not host else (await resolve(host, port, v6=True))[:1]
+            if host:  # of a name like localhost the IPv4 address: more nodes can reach it
+                candidates = sorted(await resolve(host, port, v6=True), key=lambda addr: ":" in addr[0])[:1]
+            else:
+                candidates = [("::", port), ("0.0.0.0", port)]
             self._relay = _bind(candidates, options)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error) or "the name does not resolve"

@@ -283,6 +283,13 @@ async def test_a_taken_port_is_said_plainly(start: Start) -> None:
         await Beacon(BeaconConfig(bind=("192.0.2.1", 9))).open()
 
 
+async def test_the_address_may_be_a_name(start: Start) -> None:
+    _, at = await start(("localhost", 0))
+    assert at[0] == "127.0.0.1"
+    with pytest.raises(PilotError, match=r"beacon cannot listen on UDP no-such-host.invalid:9001: .+"):
+        await Beacon(BeaconConfig(bind=("no-such-host.invalid", 9001))).open()
+
+
 async def test_nothing_is_served_before_the_start_and_after_the_stop() -> None:
     beacon = Beacon(BeaconConfig(bind=LOCAL))
     beacon.vouch(1, "127.0.0.1")
