@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from pilot.daemon.ipc import Client, Handler, Refusal, Reply
 from pilot.errors import PilotError
 from pilot.services.stream import DialError
 from pilot.wire import ipc_requests as rq
-from pilot.wire.address import Address
+from pilot.wire.address import BROADCAST_NODE, Address
 from pilot.wire.ipc import Accept, BindOk, CloseOk, Cmd, DialOk, UnbindOk
 from pilot.wire.ipc_message import Request
 
@@ -42,6 +43,7 @@ class StreamCommands:
             rq.Unbind: self._unbind,
             rq.Dial: self._dial,
             rq.SendToConfirm: self._confirm,
+            rq.Broadcast: self._broadcast,
         }
 
     # ---- what clients hold (ipc.Owner) ----
@@ -176,6 +178,25 @@ class StreamCommands:
             if error.code == _ELIMIT:
                 raise Refusal("sendto: the peer's queue is full, or the datagram too large") from None
             raise
+        return Reply()
+
+    async def _broadcast(self, client: Client, request: rq.Broadcast) -> Reply:
+        """A datagram to each member of a network; as datagrams are, any may be lost."""
+        token = self._node.config.admin_token
+        if not token:
+            raise Refusal("broadcast: broadcast denied: daemon has no admin token configured")
+        if not hmac.compare_digest(token.encode(), request.token.encode()):
+            raise Refusal("broadcast: broadcast denied: invalid admin token")
+        if not 0 < len(request.data) <= MAX_DATAGRAM:
+            raise Refusal(f"broadcast: want 1 to {MAX_DATAGRAM} bytes")
+        network = request.network
+        for member in await self._node.registry.list_nodes(network):
+            to = member.get("node_id")
+            if type(to) is int and 0 < to < BROADCAST_NODE and to != self._node.node_id:
+                with contextlib.suppress(CoreError):  # its queue is full
+                    self._plane.send_datagram(
+                        to, request.port, request.data, local_net=self._node.local_net(network), remote_net=network
+                    )
         return Reply()
 
     # ---- inside ----

@@ -14,10 +14,15 @@ from pilot.files import make_private_dir
 
 BACKLOG = 128
 CONNECT_S = 2.0
+MAX_PATH = 107  # bytes; sun_path with its final zero
 
 
 def ensure_free(path: Path) -> None:
-    """Raises PilotError if a daemon answers on `path`, or something there is no socket. Removes nothing."""
+    """Raises PilotError if a daemon answers on `path`, something there is no socket, or no client could name it.
+    Removes nothing."""
+    if len(os.fsencode(path)) > MAX_PATH:
+        message = f"socket {path}: longer than {MAX_PATH} bytes"
+        raise PilotError("invalid_argument", message, "choose a shorter -socket")
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
