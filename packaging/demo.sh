@@ -33,7 +33,9 @@ trap 'exit 130' INT TERM
 on() {
   local home=$1
   shift
-  printf '\n\033[1m%s$\033[0m %s\n' "$(basename "$home")" "$*"
+  local words
+  words=$(printf ' %s' "${@@Q}")
+  printf '\n\033[1m%s$\033[0m%s\n' "$home" "$(sed -E "s/'([A-Za-z0-9_.:\/=-]+)'/\1/g" <<<"$words")"
   PILOT_HOME="$work/$home" "$@"
 }
 
@@ -82,7 +84,7 @@ for _ in $(seq 50); do
   sleep 0.1
 done
 on home2 pilotctl pending
-on home2 pilotctl approve home-agent-1
+on home2 pilotctl approve "$(PILOT_HOME=$work/home1 pilotctl --json info | sed -E 's/.*"address":"([^"]*)".*/\1/')"
 for _ in $(seq 50); do
   PILOT_HOME=$work/home1 pilotctl --json trust | grep -q '"node_id"' && break
   sleep 0.1

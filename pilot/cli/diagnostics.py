@@ -50,7 +50,7 @@ def info(s: Session) -> None:
     add("Owner", _word(i, "owner") or _word(i, "email"))
     add("Traffic", f"{size(number(i.get('bytes_sent')))} sent / {size(number(i.get('bytes_recv')))} recv")
     add("Packets", f"{_whole(i, 'pkts_sent')} sent / {_whole(i, 'pkts_recv')} recv")
-    streams = rows(i, "conn_list")
+    streams = [row for row in rows(i, "conn_list") if row.get("state") not in ("TIME_WAIT", "CLOSED")]
     if streams:
         lines += ["", f"Active connections: {len(streams)}", _streams(streams, counters=False)]
     s.out.done(i, "\n".join(lines))

@@ -222,6 +222,8 @@ class Link(asyncio.BufferedProtocol):
         code, body = reply
         if code == rq.DIAL_OK:
             self.forget(self.router.streams[int.from_bytes(body[:4], "big")])
+        elif code == rq.BIND_OK:
+            self.router.accepts.pop(int.from_bytes(body[:2], "big"), None)
 
     def forget(self, stream: Stream) -> None:
         """Closes a stream."""

@@ -194,9 +194,11 @@ class Router:
     # ---- what the owner does ----
 
     def listen(self, port: int) -> AcceptQueue:
-        """A queue for connections to `port`, with those that came before it existed."""
-        queue = self.accepts[port] = AcceptQueue(port)
-        queue.items.extend(self._early_accepts.pop(port, ()))
+        """The queue for connections to `port`, with those that came before it existed."""
+        queue = self.accepts.get(port)
+        if queue is None:
+            queue = self.accepts[port] = AcceptQueue(port)
+            queue.items.extend(self._early_accepts.pop(port, ()))
         return queue
 
     def forget(self, conn_id: int) -> None:
@@ -245,6 +247,10 @@ class Router:
                 if len(body) < 4:
                     raise broken("DialOK without a connection")
                 self._adopt(_u32(body)[0])
+            elif code == rq.BIND_OK:
+                if len(body) < 2:
+                    raise broken("BindOK without a port")
+                self.listen(_u16(body)[0])  # now: the first Accept may stand right behind it
             self.expect = 0
             self.reply = (code, body)
             if self.reply_wake is not None:

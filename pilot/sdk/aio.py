@@ -286,10 +286,12 @@ class Subscription:
     """Events of one topic of a peer: `async for event in subscription`."""
 
     def __init__(self, conn: Connection) -> None:
-        from pilot.sdk.events import Event, EventReader
+        from pilot.sdk.events import Event, feed
+        from pilot.wire.services import EventReader
 
         self._conn = conn
         self._reader = EventReader()
+        self._feed = feed
         self._ready: list[Event] = []
 
     async def next(self) -> Any:
@@ -298,7 +300,7 @@ class Subscription:
             data = await self._conn.read(1 << 20)
             if not data:
                 return None
-            self._ready = self._reader.feed(data)
+            self._ready = self._feed(self._reader, data)
         return self._ready.pop(0)
 
     async def __aiter__(self) -> AsyncIterator[Any]:

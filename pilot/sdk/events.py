@@ -2,67 +2,34 @@
 
 from __future__ import annotations
 
-from struct import Struct
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pilot.errors import PilotError
+from pilot.wire.errors import WireError
+from pilot.wire.services import PORT_EVENTS as PORT
+from pilot.wire.services import Event, EventReader, encode_event
 
 if TYPE_CHECKING:
     from pilot.sdk.streams import Connection
 
-PORT = 1002
-MAX_TOPIC = 1024
-MAX_PAYLOAD = 16 << 20
-
-_U16 = Struct(">H")
-_U32 = Struct(">I")
-
-
-class Event(NamedTuple):
-    """One event."""
-
-    topic: str
-    data: bytes
+__all__ = ["PORT", "Event", "Subscription", "encode", "feed", "publish"]
 
 
 def encode(topic: str, data: bytes = b"") -> bytes:
-    """`topic_len(2) topic payload_len(4) payload`. Raises PilotError(invalid_argument) above the limits."""
-    raw = topic.encode()
-    if not raw or len(raw) > MAX_TOPIC:
-        raise PilotError("invalid_argument", f"a topic has 1 to {MAX_TOPIC} bytes, this one {len(raw)}")
-    if len(data) > MAX_PAYLOAD:
-        raise PilotError("invalid_argument", f"an event carries at most {MAX_PAYLOAD} bytes, not {len(data)}")
-    return _U16.pack(len(raw)) + raw + _U32.pack(len(data)) + data
+    """An event for the wire. Raises PilotError(invalid_argument) above the limits."""
+    try:
+        return encode_event(topic, data)
+    except WireError as e:
+        raise PilotError("invalid_argument", e.reason) from None
 
 
-class EventReader:
-    """Bytes to events. Raises PilotError(connection_failed) above the limits."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[Event]:
-        """Complete events, in order."""
-        buffer = self._buffer
-        buffer += data
-        events, at = [], 0
-        while len(buffer) - at >= 2:
-            topic_end = at + 2 + _U16.unpack_from(buffer, at)[0]
-            if topic_end - at - 2 > MAX_TOPIC:
-                raise PilotError("connection_failed", "the peer sent a topic that is too long")
-            if len(buffer) < topic_end + 4:
-                break
-            end = topic_end + 4 + _U32.unpack_from(buffer, topic_end)[0]
-            if end - topic_end - 4 > MAX_PAYLOAD:
-                raise PilotError("connection_failed", "the peer sent an event that is too large")
-            if len(buffer) < end:
-                break
-            topic = buffer[at + 2 : topic_end].decode("utf-8", "replace")
-            events.append(Event(topic, bytes(buffer[topic_end + 4 : end])))
-            at = end
-        del buffer[:at]
-        return events
+def feed(reader: EventReader, data: bytes) -> list[Event]:
+    """Complete events, in order. Raises PilotError(connection_failed) above the limits."""
+    try:
+        return reader.feed(data)
+    except WireError as e:
+        raise PilotError("connection_failed", f"the peer sent no events: {e.reason}") from None
 
 
 class Subscription:
@@ -82,7 +49,7 @@ class Subscription:
             data = self._conn.read(1 << 20, None if deadline is None else max(0.0, deadline - monotonic()))
             if not data:
                 return None
-            self._ready = self._reader.feed(data)
+            self._ready = feed(self._reader, data)
         return self._ready.pop(0)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pilot.sdk.exchange import FrameReader, encode
+from pilot.wire.services import FrameReader, encode
 
 ACCEPT, SEND, RECV, CLOSE, CLOSE_OK, ERROR = range(0x05, 0x0B)
 
@@ -104,6 +104,8 @@ class Scripted:
             raise self._failure
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
         self._listener.close()
         Path(self.path).unlink(missing_ok=True)
         for sock in self._socks:
@@ -116,13 +118,15 @@ INFO: dict[str, Any] = {
     "peers": 1, "encrypted_peers": 1, "authenticated_peers": 1, "encrypt": True, "identity": True,
     "public_key": "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=", "owner": "", "bytes_sent": 2048, "bytes_recv": 512,
     "pkts_sent": 20, "pkts_recv": 10,
-    "peer_list": [{"node_id": 9, "endpoint": "198.51.100.4:4000", "encrypted": True, "authenticated": True, "relay": False}],
     "conn_list": [],
 }  # fmt: skip
 
+PEER_ROW = {"node_id": 9, "endpoint": "198.51.100.4:4000", "encrypted": True, "authenticated": True, "relay": False}
+
 CONN_ROW: dict[str, Any] = {
     "id": 1, "local_port": 49152, "remote_addr": "1:0001.0000.0009", "remote_port": 1000, "state": "ESTABLISHED",
-    "cong_win": 14720, "ssthresh": 0, "in_flight": 0, "srtt_ms": 12, "rttvar_ms": 1, "unacked": 0, "ooo_buf": 0, "peer_recv_win": 65536,
+    "cong_win": 14720, "ssthresh": 0, "in_flight": 0, "srtt_ms": 12,
+    "rttvar_ms": 1, "unacked": 0, "ooo_buf": 0, "peer_recv_win": 65536,
     "recv_win": 65536, "in_recovery": False, "bytes_sent": 5, "bytes_recv": 0, "segs_sent": 1, "segs_recv": 1,
     "retransmits": 0, "fast_retx": 0, "sack_recv": 0, "sack_sent": 0, "dup_acks": 0,
 }  # fmt: skip
@@ -144,7 +148,7 @@ class FakeNode(Scripted):
     are the services, 10 takes everything and says nothing, 11 closes after the first bytes, others refuse."""
 
     def __init__(self, path: Path) -> None:
-        self.info = dict(INFO)
+        self.info = INFO | {"peer_list": [dict(PEER_ROW)]}
         self.path_info: dict[str, Any] | None = dict(PATH)
         self.hosts = {"home-agent-2": (9, "1:0001.0000.0009", False)}
         self.trusted = {9}

@@ -10,9 +10,8 @@ from fakedaemon import RECV, SEND, FakeNode, Peer, Scripted, frame
 
 from pilot.errors import PilotError
 from pilot.sdk import LocalClient
-from pilot.sdk.events import EventReader
-from pilot.sdk.events import encode as encode_event
-from pilot.sdk.exchange import FrameReader, encode, encode_file, encode_tagged
+from pilot.sdk.events import feed
+from pilot.wire.services import EventReader, FrameReader, encode
 
 
 @pytest.fixture
@@ -27,41 +26,22 @@ def file(tmp_path: Path) -> Path:
     return out
 
 
-def test_frames_byte_for_byte() -> None:
-    assert encode(1, b"hi").hex() == "00000001" "00000002" "6869"
-    assert encode_file("a.txt", b"xy").hex() == "00000004" "00000009" "0005" "612e747874" "7879"
-    header = b'{"message_id":"m"}'
-    body = len(header).to_bytes(2, "big") + header + b"\0\0\0\1hi"
-    assert encode_tagged(1, b"hi", "m") == b"\0\0\0\x0a" + len(body).to_bytes(4, "big") + body
-
-
-def test_frames_survive_any_cut() -> None:
-    stream = encode(1, b"one") + encode(3, b"{}") + encode(2, b"")
-    for size in range(1, len(stream)):
-        reader, got = FrameReader(), []
-        for at in range(0, len(stream), size):
-            got += reader.feed(stream[at : at + size])
-        assert got == [(1, b"one"), (3, b"{}"), (2, b"")]
-
-
-def test_events_survive_any_cut() -> None:
-    stream = encode_event("a", b"1") + encode_event("topic", b"") + encode_event("a", b"2" * 50)
-    for size in range(1, len(stream)):
-        reader, got = EventReader(), []
-        for at in range(0, len(stream), size):
-            got += reader.feed(stream[at : at + size])
-        assert [(e.topic, len(e.data)) for e in got] == [("a", 1), ("topic", 0), ("a", 50)]
-
-
 @pytest.mark.parametrize("data", [b"\x04\x01" + b"x" * 1025, b"\0\1a" + struct.pack(">I", (16 << 20) + 1)])
 def test_events_above_the_limits_end_the_subscription(data: bytes) -> None:
     with pytest.raises(PilotError):
-        EventReader().feed(data)
+        feed(EventReader(), data)
 
 
-def test_an_announced_answer_of_gigabytes_is_not_collected() -> None:
-    with pytest.raises(PilotError):
-        FrameReader().feed(struct.pack(">II", 1, 1 << 30))
+def test_an_announced_answer_of_gigabytes_is_not_collected(path: Path) -> None:
+    def script(peer: Peer) -> None:
+        assert peer.frame()[0] == 0x03
+        peer.send(frame(0x04, b"\0\0\0\1"))
+        peer.frame()
+        peer.send(frame(RECV, b"\0\0\0\1" + struct.pack(">II", 1, 1 << 30)))
+        peer.frame()
+
+    with Scripted(path, script) as d, LocalClient(d.path) as c, pytest.raises(PilotError, match="1073741824"):
+        c.send_message("1:0001.0000.0009", b"hi")
 
 
 def test_a_file_arrives(path: Path, file: Path) -> None:
