@@ -1,5 +1,5 @@
-/* AES-256-GCM of PILS frames over libcrypto; one context per key and direction, reused, only the
- * nonce set per frame (transport.md 3.5). Not thread safe. Keys are wiped on free. */
+/* AES-256-GCM of PILS frames; the key schedule is reused, only the nonce set per frame
+ * (transport.md 3.5). Not thread safe. Keys are wiped on free. */
 #ifndef PL_AEAD_H
 #define PL_AEAD_H
 
@@ -7,7 +7,7 @@
 
 typedef struct pl_aead pl_aead;
 
-/* NULL without memory or if libcrypto refuses. */
+/* NULL without memory or if libcrypto refuses. PILOT_AEAD=openssl in the environment switches the vector code off. */
 pl_aead *pl_aead_new(const uint8_t key[32]);
 void pl_aead_free(pl_aead *a);
 
