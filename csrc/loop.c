@@ -80,6 +80,8 @@ static void send_all(pl_tx *tx, void *ctx) {
 /* Everything that follows from input or commands. */
 static void settle(pl_loop *l) {
   uint64_t now = clock_ns();
+  /* The reader may have emptied the queue just now, under the lock that is held: what the pump adds is news to it. */
+  if (!pl_engine_has_events(l->engine)) l->announced = false;
   if (l->local) pl_local_pump(l->local, now);
   pl_engine_flush(l->engine, now);
   bool waiting = pl_engine_has_events(l->engine);
