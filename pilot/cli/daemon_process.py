@@ -43,13 +43,13 @@ def program(env: Mapping[str, str]) -> str:
 
 def answering(path: str, timeout: float = 2.0) -> Live | None:
     """The daemon behind a socket, if it answers Info with a node number in time."""
-    from pilot.sdk import _requests as rq
     from pilot.sdk._commands import decode
     from pilot.sdk.client import LocalClient
+    from pilot.wire.ipc_requests import Info
 
     try:
         with LocalClient(path) as client:
-            info = decode("info", client._call(rq.info(), timeout))
+            info = decode("info", client._call(Info(), timeout))
     except PilotError:
         return None
     if not isinstance(info.get("node_id"), int):

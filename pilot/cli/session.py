@@ -66,6 +66,7 @@ class Session:
 
     def find(self, name: str) -> dict[str, Any]:
         """`{hostname, node_id, address, public}` of a name. PilotError(not_found) says what to do."""
+        name.encode()  # UnicodeEncodeError for what is not UTF-8; main() names it
         try:
             return self.client.resolve_hostname(name)
         except PilotError as e:

@@ -5,7 +5,7 @@ aio       Client: the same for asyncio, one socket per outgoing stream
 streams   Connection, Listener, DatagramPort of the blocking client
 exchange  messages and files to a peer (port 1001)      events    the event stream (port 1002)
 _router   bytes of the daemon to replies, streams, accepts and datagrams; shared by both clients
-_requests every request as bytes                         _commands, _aio_commands   one method per request
+_commands, _aio_commands   one method per request (pilot.wire.ipc_requests)
 """
 
 from __future__ import annotations

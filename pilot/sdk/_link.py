@@ -14,9 +14,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from pilot.errors import PilotError
-from pilot.sdk import _requests as rq
 from pilot.sdk._faults import disconnected, from_daemon, not_running, timed_out
 from pilot.sdk._router import HARD_LIMIT, SOFT_LIMIT, Router, Stream
+from pilot.wire import ipc_requests as rq
+from pilot.wire.ipc_frames import Cmd
+from pilot.wire.ipc_message import Request
 
 WRITE_HIGH = 1 << 20  # bytes queued toward the daemon above which writers wait
 _CONNECT_TIMEOUT = 5.0
@@ -84,7 +86,7 @@ class Link(asyncio.BufferedProtocol):
             self.fail(e)
             return
         while self.router.refused:
-            self.send(rq.close_frame(self.router.refused.pop()))
+            self.send(rq.Close(self.router.refused.pop()).frame())
         self.wake()
         self.regulate()
 
@@ -193,7 +195,7 @@ class Link(asyncio.BufferedProtocol):
         if self.failed is not None:
             raise self.failure(label)
 
-    async def call(self, request: rq.Request, seconds: float | None) -> bytes:
+    async def call(self, request: Request, seconds: float | None) -> bytes:
         """A request and the payload of its reply. Raises PilotError with the daemon's text, timeout."""
         frame = request.frame()
         async with within(seconds, request.label), self._lock:
@@ -204,7 +206,7 @@ class Link(asyncio.BufferedProtocol):
             self._late = True
             self.send(frame)
             code, body = await self._reply(request.label)
-        if code == rq.ERROR:
+        if code == Cmd.ERROR:
             raise from_daemon(request.label, body)
         return body
 
@@ -220,9 +222,9 @@ class Link(asyncio.BufferedProtocol):
     def _drop(self, reply: tuple[int, bytes]) -> None:
         """A reply whose caller has gone; a connection it brings is closed."""
         code, body = reply
-        if code == rq.DIAL_OK:
+        if code == Cmd.DIAL_OK:
             self.forget(self.router.streams[int.from_bytes(body[:4], "big")])
-        elif code == rq.BIND_OK:
+        elif code == Cmd.BIND_OK:
             self.router.accepts.pop(int.from_bytes(body[:2], "big"), None)
 
     def forget(self, stream: Stream) -> None:
@@ -230,6 +232,6 @@ class Link(asyncio.BufferedProtocol):
         self.router.forget(stream.conn_id)
         stream.parts.clear()
         stream.size = 0
-        self.send(rq.close_frame(stream.conn_id))
+        self.send(rq.Close(stream.conn_id).frame())
         self.wake()
         self.regulate()

@@ -16,8 +16,8 @@ from struct import Struct
 from typing import NamedTuple
 
 from pilot.errors import PilotError
-from pilot.sdk import _requests as rq
 from pilot.wire.address import Address, unpack
+from pilot.wire.ipc_frames import MAX_FRAME, Cmd
 
 SOFT_LIMIT = 4 << 20  # unread bytes of one stream, above which nothing is read that nobody waits for
 HARD_LIMIT = 64 << 20  # unread bytes of one stream, above which its client reads nothing at all
@@ -28,6 +28,8 @@ EARLY_BYTES = 1 << 20
 CLOSED_IDS = 4096
 BUFFER = 256 << 10
 
+_RECV = int(Cmd.RECV)  # compared for every frame
+_HEAD_ID = Struct(">IBI").pack
 _u32 = Struct(">I").unpack_from
 _u16 = Struct(">H").unpack_from
 
@@ -110,6 +112,11 @@ class DatagramQueue:
         self.wake: Callable[[], None] | None = None
 
 
+def send_head(conn_id: int, size: int) -> bytes:
+    """What stands before `size` stream bytes of a Send frame, which are not copied."""
+    return _HEAD_ID(size + 5, Cmd.SEND, conn_id)
+
+
 def broken(text: str) -> PilotError:
     """The daemon sent something that is not the protocol."""
     return PilotError(
@@ -173,11 +180,11 @@ class Router:
             if length == 0:
                 pos += 4
                 continue
-            if length > rq.MAX_FRAME:
+            if length > MAX_FRAME:
                 raise broken(f"frame of {length} bytes")
             if end - pos < 9 and end - pos < 4 + length:
                 break
-            if buffer[pos + 4] == rq.RECV:
+            if buffer[pos + 4] == _RECV:
                 if length < 5:
                     raise broken("Recv without a connection")
                 self._into = self._stream_for(_u32(buffer, pos + 5)[0])
@@ -224,13 +231,13 @@ class Router:
 
     def settle(self) -> None:
         """No dial is in flight: early bytes of connections nobody announced are worthless."""
-        if self.expect != rq.DIAL_OK and not self.accepts:
+        if self.expect != Cmd.DIAL_OK and not self.accepts:
             self._early.clear()
 
     # ---- routing ----
 
     def _frame(self, code: int, body: bytes) -> None:
-        if code == rq.CLOSE_OK:
+        if code == Cmd.CLOSE_OK:
             if len(body) < 4:
                 raise broken("CloseOK without a connection")
             stream = self._stream_for(_u32(body)[0])
@@ -238,16 +245,16 @@ class Router:
                 stream.ended = True
                 if stream.wake is not None:
                     stream.wake()
-        elif code == rq.ACCEPT:
+        elif code == Cmd.ACCEPT:
             self._accept(body)
-        elif code == rq.RECV_FROM:
+        elif code == Cmd.RECV_FROM:
             self._datagram(body)
-        elif self.expect and code in (self.expect, rq.ERROR):
-            if code == rq.DIAL_OK:
+        elif self.expect and code in (self.expect, Cmd.ERROR):
+            if code == Cmd.DIAL_OK:
                 if len(body) < 4:
                     raise broken("DialOK without a connection")
                 self._adopt(_u32(body)[0])
-            elif code == rq.BIND_OK:
+            elif code == Cmd.BIND_OK:
                 if len(body) < 2:
                     raise broken("BindOK without a port")
                 self.listen(_u16(body)[0])  # now: the first Accept may stand right behind it
@@ -266,7 +273,7 @@ class Router:
 
     def _stream_for(self, conn_id: int) -> Stream | None:
         stream = self.streams.get(conn_id)
-        if stream is None and conn_id not in self._closed and (self.expect == rq.DIAL_OK or self.accepts):
+        if stream is None and conn_id not in self._closed and (self.expect == Cmd.DIAL_OK or self.accepts):
             stream = self._early.get(conn_id)
             if stream is None and len(self._early) < EARLY_STREAMS:
                 stream = self._early[conn_id] = Stream(conn_id)
@@ -289,7 +296,7 @@ class Router:
         queue = self.accepts.get(port)
         early = None if queue is not None else self._early_accepts.setdefault(port, [])
         waiting = len(queue.items) if queue is not None else len(early or ())
-        if waiting >= ACCEPTS or (early is not None and self.expect != rq.BIND_OK):
+        if waiting >= ACCEPTS or (early is not None and self.expect != Cmd.BIND_OK):
             self.refused.append(conn_id)
             if not early:
                 self._early_accepts.pop(port, None)

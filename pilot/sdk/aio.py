@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from pilot.errors import PilotError
-from pilot.sdk import _requests as rq
 from pilot.sdk._aio_commands import AioCommands
 from pilot.sdk._link import Link
-from pilot.sdk._router import AcceptQueue, DatagramQueue, Stream
+from pilot.sdk._router import AcceptQueue, DatagramQueue, Stream, send_head
 from pilot.sdk.client import DIAL_TIMEOUT, LocalClient, default_socket
 from pilot.sdk.streams import WRITE_FRAME, Datagram
+from pilot.wire import ipc_requests as rq
 from pilot.wire.address import Address, split_target
+from pilot.wire.ipc_message import Request
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class Client(AioCommands):
             await link.close()
         self._links.clear()
 
-    async def _call(self, request: rq.Request, seconds: float | None = 60.0) -> bytes:
+    async def _call(self, request: Request, seconds: float | None = 60.0) -> bytes:
         if self._requests is None:
             raise PilotError("invalid_argument", "the client is not connected", "use `async with Client() as c`")
         return await self._requests.call(request, seconds)
@@ -77,7 +78,7 @@ class Client(AioCommands):
         """A stream to a port of an address; returns when the peer accepted. Cancelling ends the attempt."""
         link = await self._own_link()
         try:
-            body = await link.call(rq.dial(to, port), timeout)
+            body = await link.call(rq.Dial(to, port), timeout)
         except BaseException:
             await self._drop(link)
             raise
@@ -87,7 +88,7 @@ class Client(AioCommands):
         """Binds a port. Raises PilotError(already_exists)."""
         link = await self._own_link()
         try:
-            await link.call(rq.bind(port), DIAL_TIMEOUT)
+            await link.call(rq.Bind(port), DIAL_TIMEOUT)
         except BaseException:
             await self._drop(link)
             raise
@@ -108,7 +109,7 @@ class Client(AioCommands):
 
     async def send_to(self, to: Address, port: int, data: bytes) -> None:
         """Hands a datagram to the daemon. It may be lost; no error is reported."""
-        frame = rq.send_to_frame(to, port, data)
+        frame = rq.SendTo(to, port, data).frame()
         if self._requests is None:
             raise PilotError("invalid_argument", "the client is not connected", "use `async with Client() as c`")
         await self._requests.drain("sendto")
@@ -118,7 +119,7 @@ class Client(AioCommands):
         """Closes any connection of the daemon by its number."""
         if self._requests is not None:
             await self._requests.drain("disconnect")
-            self._requests.send(rq.close_frame(conn_id))
+            self._requests.send(rq.Close(conn_id).frame())
 
     # ---- services of a peer ----
 
@@ -200,7 +201,7 @@ class Connection:
                 raise PilotError("connection_failed", "the peer closed the stream", "", True)
             part = view[at : at + WRITE_FRAME]
             await self._link.drain("write")
-            self._link.send(rq.send_head(self.conn_id, len(part)), part)
+            self._link.send(send_head(self.conn_id, len(part)), part)
         await self._link.drain("write")
         return len(view)
 

@@ -20,12 +20,14 @@ from time import monotonic
 from typing import Any
 
 from pilot.errors import PilotError
-from pilot.sdk import _requests as rq
 from pilot.sdk._faults import disconnected, from_daemon, not_running, timed_out
 from pilot.sdk._router import HARD_LIMIT, SOFT_LIMIT, AcceptQueue, DatagramQueue, Router, Stream
 from pilot.sdk._services import Services
 from pilot.sdk.streams import Connection, DatagramPort, Listener
+from pilot.wire import ipc_requests as rq
 from pilot.wire.address import Address, split_target
+from pilot.wire.ipc_frames import Cmd
+from pilot.wire.ipc_message import Request
 
 REQUEST_TIMEOUT = 60.0  # a handshake may dial and then ask the registry
 DIAL_TIMEOUT = 30.0
@@ -65,7 +67,7 @@ class LocalClient(Services):
         self._write_lock = threading.Lock()  # guards the order of bytes on the socket
         self._unsent = memoryview(b"")  # rest of a frame that was begun
         self._request_lock = threading.Lock()
-        self._late: rq.Request | None = None  # a request whose caller has gone
+        self._late: Request | None = None  # a request whose caller has gone
         self._poll_in = select.poll()
         self._poll_in.register(self._sock, select.POLLIN)
         self._poll_both = select.poll()
@@ -85,14 +87,14 @@ class LocalClient(Services):
 
     def dial_addr(self, to: Address, port: int, timeout: float | None = DIAL_TIMEOUT) -> Connection:
         """A stream to a port of an address; returns when the peer accepted."""
-        body = self._call(rq.dial(to, port), timeout)
+        body = self._call(rq.Dial(to, port), timeout)
         conn_id = int.from_bytes(body[:4], "big")
         with self._cond:
             return Connection(self, self._router.streams[conn_id], to, port)
 
     def listen(self, port: int, timeout: float | None = DIAL_TIMEOUT) -> Listener:
         """Binds a port. Raises PilotError(already_exists)."""
-        self._call(rq.bind(port), timeout)
+        self._call(rq.Bind(port), timeout)
         with self._cond:
             return Listener(self, self._router.listen(port))
 
@@ -105,11 +107,11 @@ class LocalClient(Services):
     def send_to(self, to: Address, port: int, data: bytes, timeout: float | None = 30.0) -> None:
         """Hands a datagram to the daemon. It may be lost; no error is reported."""
         deadline = None if timeout is None else monotonic() + timeout
-        self._write(rq.send_to_frame(to, port, data), memoryview(b""), deadline, "sendto")
+        self._write(rq.SendTo(to, port, data).frame(), memoryview(b""), deadline, "sendto")
 
     def disconnect(self, conn_id: int) -> None:
         """Closes any connection of the daemon by its number; unknown numbers are ignored by the daemon."""
-        self._write(rq.close_frame(conn_id), memoryview(b""), monotonic() + 30.0, "disconnect")
+        self._write(rq.Close(conn_id).frame(), memoryview(b""), monotonic() + 30.0, "disconnect")
 
     def wait(self, *, readable: bool = True, writable: bool = False, timeout: float | None = None) -> None:
         """Sleeps until the socket can be read or written, for users of `try_read` and `try_write`."""
@@ -139,10 +141,11 @@ class LocalClient(Services):
 
     # ---- requests ----
 
-    def _call(self, request: rq.Request, timeout: float | None = REQUEST_TIMEOUT) -> bytes:
+    def _call(self, request: Request, timeout: float | None = REQUEST_TIMEOUT) -> bytes:
         """Sends a request and returns the payload of its reply."""
         seconds = REQUEST_TIMEOUT if timeout is None else timeout
         deadline = monotonic() + seconds
+        frame = request.frame()
         if not self._request_lock.acquire(timeout=max(0.0, seconds)):
             raise timed_out(request.label, seconds)
         try:
@@ -154,11 +157,11 @@ class LocalClient(Services):
             def begun() -> None:  # from here on a reply comes, wanted or not
                 self._late = request
 
-            self._write(request.frame(), memoryview(b""), deadline, request.label, begun)
+            self._write(frame, memoryview(b""), deadline, request.label, begun)
             code, body = self._await_reply(deadline, request.label, seconds)
         finally:
             self._request_lock.release()
-        if code == rq.ERROR:
+        if code == Cmd.ERROR:
             raise from_daemon(request.label, body)
         return body
 
@@ -179,9 +182,9 @@ class LocalClient(Services):
     def _drop_late_reply(self, deadline: float, label: str, seconds: float) -> None:
         """Waits for the reply whose caller has gone; a connection it brings is closed."""
         code, body = self._await_reply(deadline, label, seconds)
-        if code == rq.DIAL_OK:
+        if code == Cmd.DIAL_OK:
             self._close_stream(self._router.streams[int.from_bytes(body[:4], "big")])
-        elif code == rq.BIND_OK:  # the port stays bound until the client closes; who comes is turned away
+        elif code == Cmd.BIND_OK:  # the port stays bound until the client closes; who comes is turned away
             with self._cond:
                 self._router.accepts.pop(int.from_bytes(body[:2], "big"), None)
 
@@ -368,7 +371,7 @@ class LocalClient(Services):
             self._cond.notify_all()
             gone = self._failed is not None
         if not gone:
-            self._write(rq.close_frame(stream.conn_id), memoryview(b""), monotonic() + 30.0, "close")
+            self._write(rq.Close(stream.conn_id).frame(), memoryview(b""), monotonic() + 30.0, "close")
 
     def _close_listener(self, queue: AcceptQueue) -> None:
         with self._cond:
@@ -379,7 +382,7 @@ class LocalClient(Services):
             self._close_stream(stream)
         if self._failed is None:
             try:
-                self._call(rq.unbind(queue.port), 5.0)
+                self._call(rq.Unbind(queue.port), 5.0)
             except PilotError as e:
                 if e.code not in ("not_supported", "timeout"):
                     raise
@@ -390,4 +393,4 @@ class LocalClient(Services):
             with self._cond:
                 conn_id = self._router.refused.pop() if self._router.refused else None
             if conn_id is not None:
-                self._write(rq.close_frame(conn_id), memoryview(b""), monotonic() + 30.0, "close")
+                self._write(rq.Close(conn_id).frame(), memoryview(b""), monotonic() + 30.0, "close")

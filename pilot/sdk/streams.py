@@ -8,14 +8,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pilot.errors import PilotError
-from pilot.sdk import _requests as rq
-from pilot.sdk._router import AcceptQueue, DatagramQueue, Stream
+from pilot.sdk._router import AcceptQueue, DatagramQueue, Stream, send_head
 from pilot.wire.address import Address
 
 if TYPE_CHECKING:
     from pilot.sdk.client import LocalClient
 
-WRITE_FRAME = 256 << 10  # stream bytes per Send frame; upstream's own limit is rq.MAX_SEND
+WRITE_FRAME = 256 << 10  # stream bytes per Send frame; what upstream clients write at most is 1 048 512
 
 
 class Datagram(NamedTuple):
@@ -86,7 +85,7 @@ class Connection:
         deadline = None if timeout is None else monotonic() + timeout
         for at in range(0, len(view), WRITE_FRAME):
             part = view[at : at + WRITE_FRAME]
-            self._client._write(rq.send_head(self.conn_id, len(part)), part, deadline, "write")
+            self._client._write(send_head(self.conn_id, len(part)), part, deadline, "write")
             self._open_for_writing()
         return len(view)
 
@@ -97,7 +96,7 @@ class Connection:
         """
         self._open_for_writing()
         part = memoryview(data).cast("B")[:WRITE_FRAME]
-        return len(part) if self._client._try_write(rq.send_head(self.conn_id, len(part)), part) else 0
+        return len(part) if self._client._try_write(send_head(self.conn_id, len(part)), part) else 0
 
     def try_read(self, limit: int = 1 << 20) -> bytes:
         """At most `limit` bytes of what has arrived, without waiting. b"": nothing, or the end (`ended`)."""

@@ -85,7 +85,8 @@ def test_start_status_stop(run, home: Path, program) -> None:
     assert ran.out == (
         "STUN: discovered public endpoint 203.0.113.7:4000\nNAT type: full cone\n"
         "Registered as home-agent-1 (1:0001.0000.0008)\n"
-        f"Daemon running (pid {pid})\n  Address:  1:0001.0000.0008\n  Hostname: home-agent-1\n  Socket:   {home}/p.sock\n"
+        f"Daemon running (pid {pid})\n  Address:  1:0001.0000.0008\n  Hostname: home-agent-1\n"
+        f"  Socket:   {home}/p.sock\n"
         f"  Logs:     {log}\n"
     )
     assert ran.err.startswith(f"starting daemon (pid {pid})...\n")

@@ -12,8 +12,8 @@ from fakedaemon import ACCEPT, CLOSE, CLOSE_OK, RECV, SEND, FakeNode, Peer, Scri
 
 from pilot.errors import PilotError
 from pilot.sdk import LocalClient
-from pilot.sdk import _requests as rq
 from pilot.wire.address import Address
+from pilot.wire.ipc_requests import Info
 
 PEER = Address(1, 9)
 
@@ -201,10 +201,10 @@ def test_a_daemon_that_goes_away_ends_streams_and_calls(path: Path) -> None:
 
 
 def test_a_slow_daemon_runs_into_the_time_limit(path: Path) -> None:
-    with Scripted(path, lambda peer: threading.Event().wait(3) and None) as d, LocalClient(d.path) as c:
+    with Scripted(path, lambda peer: peer.frame() and peer.frame() and None) as d, LocalClient(d.path) as c:
         before = time.monotonic()
         with pytest.raises(PilotError) as e:
-            c._call(rq.info(), 0.1)
+            c._call(Info(), 0.1)
         assert e.value.code == "timeout"
         assert time.monotonic() - before < 2
 
@@ -285,3 +285,39 @@ def test_resolving_targets(path: Path) -> None:
         assert c.resolve("9") == Address(0, 9)
         with pytest.raises(PilotError):
             c.resolve("nobody")
+
+
+def test_a_frame_that_try_write_began_goes_out_while_its_writer_reads(path: Path) -> None:
+    """`try_write` takes a whole frame as soon as the socket takes a part of it; the rest must not wait for another write."""
+    size = 256 << 10
+
+    def script(peer: Peer) -> None:
+        peer.frame()
+        peer.send(frame(0x04, ident(1)))
+        go.wait(10)
+        total = 0
+        while total < sum(written):
+            total += len(peer.frame()[1]) - 4
+        peer.send(frame(RECV, ident(1) + b"all"))
+        peer.frame()
+
+    go, written = threading.Event(), []
+    with Scripted(path, script) as d, LocalClient(d.path) as c:
+        conn = c.dial_addr(PEER, 7)
+        while n := conn.try_write(b"x" * size):
+            written.append(n)
+        assert written
+        go.set()
+        assert conn.read_exactly(3, 10) == b"all"
+
+
+def test_connections_right_behind_the_answer_to_the_bind_are_accepted(path: Path) -> None:
+    def script(peer: Peer) -> None:
+        peer.frame()
+        peer.send(frame(0x02, b"\x1b\x59") + accept(7001, 3) + frame(RECV, ident(3) + b"hi") + accept(7001, 4))
+        peer.frame()
+
+    with Scripted(path, script) as d, LocalClient(d.path) as c:
+        listener = c.listen(7001)
+        assert listener.accept(5).read(100, 5) == b"hi"
+        assert listener.accept(5).conn_id == 4
