@@ -39,6 +39,7 @@ KINDS = (
     "symmetric",        # address-and-port-dependent mapping (random ports) and filtering
     "symmetric_sequential",  # the same with ports that count up
 )  # fmt: skip
+DOUBLE = "double"  # port-restricted at home, port-restricted at the carrier
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,8 +79,11 @@ class Namespace:
         lab.namespaces.append(self)  # first: whatever fails below, the lab ends it
         sh("ip", "netns", "add", self.name)
         self.ip_cmd("link", "set", "lo", "up")
-        for knob in ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter"):
-            self.sysctl(knob, 0)
+        for knob in ("ipv4.conf.all.rp_filter", "ipv4.conf.default.rp_filter"):
+            self.sysctl(f"net.{knob}", 0)
+        # Link-local addresses that settle a second later look like a change of the network.
+        for knob in ("ipv6.conf.all.disable_ipv6", "ipv6.conf.default.disable_ipv6"):
+            self.sysctl(f"net.{knob}", 1, check=False)
 
     def ip_cmd(self, *args: str, check: bool = True) -> str:
         return sh("ip", "-n", self.name, *args, check=check)
@@ -343,6 +347,14 @@ class Lab:
         host = Host(self, name, ip)
         self.uplink(host, "eth0", ip, link or Link())
         return host
+
+    def place(self, name: str, kind: str, link: Link | None = None, **options: Any) -> Host:
+        """A host on the internet in the way of `kind`: one of KINDS, or DOUBLE. options: of `site`."""
+        if kind == "none":
+            return self.public(name, link)
+        if kind == DOUBLE:
+            kind, options["carrier"] = "port_restricted_cone", "port_restricted_cone"
+        return self.site(name, nat=kind, link=link, **options).host(f"{name}-h")
 
     def site(self, name: str, *, nat: str, link: Link | None = None, hairpin: bool = False, input_open: bool = False,
              udp_blocked: bool = False, timeout_s: int = 120, carrier: str | None = None) -> Site:  # fmt: skip
