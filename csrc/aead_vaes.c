@@ -1,36 +1,31 @@
-/* AES-256-GCM by VAES (NIST SP 800-38D). Constant time: no branch and no address depends on key or data.
+/* AES-256-GCM by 512-bit VAES and VPCLMULQDQ (NIST SP 800-38D). Constant time: no branch and no address depends on key or data.
  *
- * Sixteen blocks at a time: eight registers of two counters each through the rounds, then sixteen products with the powers of H, reduced
- * once (Gueron and Kounavis, "Intel carry-less multiplication and its usage for computing the GCM mode", 2010). GHASH works on
- * byte-reflected blocks; the powers carry a factor of 1/x for its reversed bit order, so that products need no shift. */
-#include "aead_vaes.h"
+ * Thirty-two blocks at a time: eight registers of four counters each through the rounds, and thirty-two products with the powers of H,
+ * reduced once (Gueron and Kounavis, "Intel carry-less multiplication and its usage for computing the GCM mode", 2010). The last,
+ * shorter step is the same with byte masks. GHASH works on byte-reflected blocks; the powers carry a factor of 1/x for its reversed
+ * order of bits, so that products need no shift. */
+#include "aead_internal.h"
 
-#if defined(__x86_64__) && !defined(PILOT_NO_VAES)
+#if PL_HAVE_VAES
+#include <cpuid.h>
 #include <immintrin.h>
 #include <stdlib.h>
 
-#include "aead.h"
-
-enum { ROUNDS = 14, WIDE = 16, WIDE_BYTES = 16 * WIDE };
+enum { ROUNDS = 14, STEP_BLOCKS = 32, STEP = 16 * STEP_BLOCKS };
 
 struct pl_vaes {
-  uint8_t rk[ROUNDS + 1][32]; /* round keys, each twice */
-  uint8_t power[WIDE][16];    /* H^16 first, H^1 last */
+  uint8_t rk[ROUNDS + 1][16];
+  uint8_t power[2 * STEP_BLOCKS][16]; /* H^32 to H^1, then zeros: blocks that are not there count nothing */
 };
 
-#define VAES __attribute__((target("avx2,aes,pclmul,vaes,vpclmulqdq")))
+#define VAES __attribute__((target("avx512f,avx512bw,avx2,aes,pclmul,vaes,vpclmulqdq")))
 #define INLINE VAES static inline __attribute__((always_inline))
 
 INLINE __m128i load(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 INLINE void store(void *p, __m128i x) { _mm_storeu_si128((__m128i *)p, x); }
-INLINE __m256i load2(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE void store2(void *p, __m256i x) { _mm256_storeu_si256((__m256i *)p, x); }
-INLINE __m128i reflect(__m128i x) { return _mm_shuffle_epi8(x, _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)); }
-INLINE __m256i reflect2(__m256i x) {
-  return _mm256_shuffle_epi8(x, _mm256_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-                                                11, 12, 13, 14, 15));
-}
-INLINE __m128i gf_poly(void) { return _mm_set_epi64x((long long)0xc200000000000000u, 1); }
+INLINE __m128i reversal(void) { return _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+INLINE __m128i reflect(__m128i x) { return _mm_shuffle_epi8(x, reversal()); }
+INLINE __m512i reflect4(__m512i x) { return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(reversal())); }
 
 /* ---- GHASH ---- */
 
@@ -43,58 +38,58 @@ INLINE product multiply(__m128i a, __m128i b) {
                    _mm_clmulepi64_si128(a, b, 0x11)};
 }
 
-INLINE product add(product a, product b) {
-  return (product){_mm_xor_si128(a.lo, b.lo), _mm_xor_si128(a.mid, b.mid), _mm_xor_si128(a.hi, b.hi)};
-}
-
 INLINE __m128i fold(__m128i low, __m128i high) {
-  __m128i t = _mm_clmulepi64_si128(gf_poly(), low, 0x01);
+  const __m128i poly = _mm_set_epi64x((long long)0xc200000000000000u, 1);
+  __m128i t = _mm_clmulepi64_si128(poly, low, 0x01);
   return _mm_xor_si128(high, _mm_xor_si128(t, _mm_shuffle_epi32(low, 0x4e)));
 }
 
 INLINE __m128i reduce(product p) { return fold(fold(p.lo, p.mid), p.hi); }
 
-/* `acc` and the following `n` (1 to 16) blocks at `p`; a last one of fewer bytes is padded with zeros. */
-INLINE __m128i hash_some(const pl_vaes *v, __m128i acc, const uint8_t *p, size_t len) {
-  size_t n = (len + 15) / 16;
-  product sum = {_mm_setzero_si128(), _mm_setzero_si128(), _mm_setzero_si128()};
-  for (size_t i = 0; i < n; i++, p += 16, len -= 16) {
-    __m128i block;
-    if (len >= 16) {
-      block = load(p);
-    } else {
-      uint8_t last[16] = {0};
-      memcpy(last, p, len);
-      block = load(last);
-      len = 16;
-    }
-    block = reflect(block);
-    if (i == 0) block = _mm_xor_si128(block, acc);
-    sum = add(sum, multiply(block, load(v->power[WIDE - n + i])));
-  }
-  return n ? reduce(sum) : acc;
+INLINE __m128i lanes_sum(__m512i x) {
+  __m256i y = _mm256_xor_si256(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+  return _mm_xor_si128(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
 }
 
-/* Sixteen whole blocks. */
-INLINE __m128i hash_wide(const pl_vaes *v, __m128i acc, const __m256i c[8]) {
-  __m256i lo = _mm256_setzero_si256(), mid = lo, hi = lo;
+/* `n` blocks (1 to 4 * width) in `c`, zero behind them. */
+INLINE __m128i hash(const pl_vaes *v, __m128i acc, const __m512i *c, size_t n, const int width) {
+  __m512i lo = _mm512_setzero_si512(), mid = lo, hi = lo;
+  const uint8_t(*power)[16] = v->power + (STEP_BLOCKS - n);
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    __m256i x = reflect2(c[i]), h = load2(v->power[2 * i]);
-    if (i == 0) x = _mm256_xor_si256(x, _mm256_inserti128_si256(_mm256_setzero_si256(), acc, 0));
-    lo = _mm256_xor_si256(lo, _mm256_clmulepi64_epi128(x, h, 0x00));
-    mid = _mm256_xor_si256(mid, _mm256_xor_si256(_mm256_clmulepi64_epi128(x, h, 0x01), _mm256_clmulepi64_epi128(x, h, 0x10)));
-    hi = _mm256_xor_si256(hi, _mm256_clmulepi64_epi128(x, h, 0x11));
+  for (int i = 0; i < width; i++) {
+    __m512i x = reflect4(c[i]), h = _mm512_loadu_si512(power[4 * i]);
+    if (i == 0) x = _mm512_xor_si512(x, _mm512_zextsi128_si512(acc));
+    lo = _mm512_xor_si512(lo, _mm512_clmulepi64_epi128(x, h, 0x00));
+    __m512i cross = _mm512_clmulepi64_epi128(x, h, 0x01);
+    mid = _mm512_ternarylogic_epi64(mid, cross, _mm512_clmulepi64_epi128(x, h, 0x10), 0x96);
+    hi = _mm512_xor_si512(hi, _mm512_clmulepi64_epi128(x, h, 0x11));
   }
-  product low = {_mm256_castsi256_si128(lo), _mm256_castsi256_si128(mid), _mm256_castsi256_si128(hi)};
-  product high = {_mm256_extracti128_si256(lo, 1), _mm256_extracti128_si256(mid, 1), _mm256_extracti128_si256(hi, 1)};
-  return reduce(add(low, high));
+  return reduce((product){lanes_sum(lo), lanes_sum(mid), lanes_sum(hi)});
+}
+
+/* ---- bytes in and out: all of them, or the first `len` ---- */
+
+INLINE __mmask64 mask_at(size_t len, int i) {
+  size_t at = 64 * (size_t)i;
+  if (len >= at + 64) return ~(__mmask64)0;
+  return len > at ? ~(__mmask64)0 >> (64 - (len - at)) : 0;
+}
+
+INLINE void load_step(__m512i *x, const uint8_t *p, size_t len, const bool whole, const int width) {
+#pragma GCC unroll 8
+  for (int i = 0; i < width; i++) x[i] = whole ? _mm512_loadu_si512(p + 64 * i) : _mm512_maskz_loadu_epi8(mask_at(len, i), p + 64 * i);
 }
 
 INLINE __m128i hash_aad(const pl_vaes *v, const uint8_t *aad, size_t len) {
   __m128i acc = _mm_setzero_si128();
-  for (; len > WIDE_BYTES; aad += WIDE_BYTES, len -= WIDE_BYTES) acc = hash_some(v, acc, aad, WIDE_BYTES);
-  return hash_some(v, acc, aad, len);
+  __m512i x[8];
+  for (; len > 256; aad += 256, len -= 256) {
+    load_step(x, aad, 256, true, 4);
+    acc = hash(v, acc, x, 16, 4);
+  }
+  if (!len) return acc;
+  load_step(x, aad, len, false, 4);
+  return hash(v, acc, x, (len + 15) / 16, 4);
 }
 
 /* ---- AES in counter mode ---- */
@@ -105,96 +100,77 @@ INLINE __m128i encrypt_block(const pl_vaes *v, __m128i x) {
   return _mm_aesenclast_si128(x, load(v->rk[ROUNDS]));
 }
 
-/* Two counters, byte-reflected so that the 32-bit counter is the lowest word: as GCM counts, it wraps without a carry. */
-INLINE __m256i first_counters(const uint8_t nonce[12]) {
-  uint8_t block[16] = {[15] = 2};
+INLINE __m128i counter_block(const uint8_t nonce[12], uint8_t count) {
+  uint8_t block[16] = {[15] = count};
   memcpy(block, nonce, 12);
-  return _mm256_add_epi32(_mm256_broadcastsi128_si256(reflect(load(block))), _mm256_set_epi32(0, 0, 0, 1, 0, 0, 0, 0));
+  return load(block);
 }
 
-INLINE __m256i key_stream(const pl_vaes *v, __m256i counters, __m256i ks[8]) {
-  const __m256i two = _mm256_set_epi32(0, 0, 0, 2, 0, 0, 0, 2);
-  __m256i k = load2(v->rk[0]);
+/* Four counters, byte-reflected so that the 32-bit counter is the lowest word: as GCM counts, it wraps without a carry. */
+INLINE __m512i first_counters(const uint8_t nonce[12]) {
+  __m512i two = _mm512_broadcast_i32x4(reflect(counter_block(nonce, 2)));
+  return _mm512_add_epi32(two, _mm512_set_epi32(0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0));
+}
+
+INLINE __m512i key_stream(const pl_vaes *v, __m512i counters, __m512i *ks, const int width) {
+  const __m512i four = _mm512_broadcast_i32x4(_mm_set_epi32(0, 0, 0, 4));
+  __m512i k = _mm512_broadcast_i32x4(load(v->rk[0]));
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    ks[i] = _mm256_xor_si256(reflect2(counters), k);
-    counters = _mm256_add_epi32(counters, two);
+  for (int i = 0; i < width; i++) {
+    ks[i] = _mm512_xor_si512(reflect4(counters), k);
+    counters = _mm512_add_epi32(counters, four);
   }
 #pragma GCC unroll 13
   for (int r = 1; r < ROUNDS; r++) {
-    k = load2(v->rk[r]);
+    k = _mm512_broadcast_i32x4(load(v->rk[r]));
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) ks[i] = _mm256_aesenc_epi128(ks[i], k);
+    for (int i = 0; i < width; i++) ks[i] = _mm512_aesenc_epi128(ks[i], k);
   }
-  k = load2(v->rk[ROUNDS]);
+  k = _mm512_broadcast_i32x4(load(v->rk[ROUNDS]));
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) ks[i] = _mm256_aesenclast_epi128(ks[i], k);
+  for (int i = 0; i < width; i++) ks[i] = _mm512_aesenclast_epi128(ks[i], k);
   return counters;
 }
 
-INLINE void crypt_rest(const pl_vaes *v, __m256i counters, uint8_t *p, size_t len) {
-  if (!len) return;
-  __m256i ks[8];
-  uint8_t bytes[WIDE_BYTES];
-  key_stream(v, counters, ks);
-  for (int i = 0; i < 8; i++) store2(bytes + 32 * i, ks[i]);
-  size_t i = 0;
-  for (; i + 16 <= len; i += 16) store(p + i, _mm_xor_si128(load(p + i), load(bytes + i)));
-  for (; i < len; i++) p[i] ^= bytes[i];
-  pl_wipe(bytes, sizeof bytes);
+/* One step: `len` bytes, all of 64 * width if `whole`. */
+INLINE __m128i step(const pl_vaes *v, __m128i acc, __m512i *counters, uint8_t *p, size_t len, const bool open, const bool whole,
+                    const int width) {
+  __m512i in[8], x[8];
+  *counters = key_stream(v, *counters, x, width);
+  load_step(in, p, len, whole, width);
+#pragma GCC unroll 8
+  for (int i = 0; i < width; i++) {
+    x[i] = _mm512_xor_si512(x[i], in[i]);
+    if (whole) {
+      _mm512_storeu_si512(p + 64 * i, x[i]);
+    } else {
+      _mm512_mask_storeu_epi8(p + 64 * i, mask_at(len, i), x[i]);
+      x[i] = _mm512_maskz_mov_epi8(mask_at(len, i), x[i]);
+    }
+  }
+  return hash(v, acc, open ? in : x, (len + 15) / 16, width);
 }
 
-INLINE __m128i tag(const pl_vaes *v, __m128i acc, const uint8_t nonce[12], size_t aad_len, size_t len) {
+INLINE __m128i run(const pl_vaes *v, const uint8_t nonce[12], const uint8_t *aad, size_t aad_len, uint8_t *p, size_t len, const bool open) {
   __m128i bits = _mm_set_epi64x((long long)((uint64_t)aad_len * 8), (long long)((uint64_t)len * 8));
-  acc = reduce(multiply(_mm_xor_si128(acc, bits), load(v->power[WIDE - 1])));
-  uint8_t block[16] = {[15] = 1};
-  memcpy(block, nonce, 12);
-  return _mm_xor_si128(reflect(acc), encrypt_block(v, load(block)));
+  __m128i acc = hash_aad(v, aad, aad_len);
+  __m512i counters = first_counters(nonce);
+  for (; len >= STEP; p += STEP, len -= STEP) acc = step(v, acc, &counters, p, STEP, open, true, 8);
+  if (len > STEP / 2)
+    acc = step(v, acc, &counters, p, len, open, false, 8);
+  else if (len)
+    acc = step(v, acc, &counters, p, len, open, false, 4);
+  acc = reduce(multiply(_mm_xor_si128(acc, bits), load(v->power[STEP_BLOCKS - 1])));
+  return _mm_xor_si128(reflect(acc), encrypt_block(v, counter_block(nonce, 1)));
 }
 
 VAES void pl_vaes_seal(const pl_vaes *v, const uint8_t nonce[12], const uint8_t *aad, size_t aad_len, uint8_t *data, size_t len) {
-  __m128i acc = hash_aad(v, aad, aad_len);
-  __m256i counters = first_counters(nonce), ks[8];
-  uint8_t *p = data;
-  size_t left = len;
-  for (; left >= WIDE_BYTES; p += WIDE_BYTES, left -= WIDE_BYTES) {
-    counters = key_stream(v, counters, ks);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-      ks[i] = _mm256_xor_si256(ks[i], load2(p + 32 * i));
-      store2(p + 32 * i, ks[i]);
-    }
-    acc = hash_wide(v, acc, ks);
-  }
-  crypt_rest(v, counters, p, left);
-  acc = hash_some(v, acc, p, left);
-  store(data + len, tag(v, acc, nonce, aad_len, len));
+  store(data + len, run(v, nonce, aad, aad_len, data, len, false));
 }
 
 VAES int pl_vaes_open(const pl_vaes *v, const uint8_t nonce[12], const uint8_t *aad, size_t aad_len, uint8_t *data, size_t len) {
-  __m128i acc = hash_aad(v, aad, aad_len);
-  __m256i c[8];
-  uint8_t *p = data;
-  size_t left = len;
-  for (; left >= WIDE_BYTES; p += WIDE_BYTES, left -= WIDE_BYTES) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) c[i] = load2(p + 32 * i);
-    acc = hash_wide(v, acc, c);
-  }
-  acc = hash_some(v, acc, p, left);
-  __m128i diff = _mm_xor_si128(tag(v, acc, nonce, aad_len, len), load(data + len));
-  if (!_mm_testz_si128(diff, diff)) {
-    pl_wipe(data, len);
-    return PL_EAUTH;
-  }
-  __m256i counters = first_counters(nonce);
-  for (p = data, left = len; left >= WIDE_BYTES; p += WIDE_BYTES, left -= WIDE_BYTES) {
-    counters = key_stream(v, counters, c);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) store2(p + 32 * i, _mm256_xor_si256(c[i], load2(p + 32 * i)));
-  }
-  crypt_rest(v, counters, p, left);
-  return PL_OK;
+  __m128i diff = _mm_xor_si128(run(v, nonce, aad, aad_len, data, len, true), load(data + len));
+  return _mm_testz_si128(diff, diff) ? PL_OK : PL_EAUTH;
 }
 
 /* ---- keys ---- */
@@ -205,11 +181,12 @@ INLINE __m128i spread(__m128i x) { /* each word becomes the xor of itself and al
 }
 
 VAES static void expand(pl_vaes *v, const uint8_t key[32]) {
-  __m128i k[ROUNDS + 1];
-  k[0] = load(key);
-  k[1] = load(key + 16);
-#define EVEN(i, rcon) k[i] = _mm_xor_si128(spread(k[(i)-2]), _mm_shuffle_epi32(_mm_aeskeygenassist_si128(k[(i)-1], rcon), 0xff))
-#define ODD(i) k[i] = _mm_xor_si128(spread(k[(i)-2]), _mm_shuffle_epi32(_mm_aeskeygenassist_si128(k[(i)-1], 0), 0xaa))
+  __m128i even = load(key), odd = load(key + 16);
+  store(v->rk[0], even);
+  store(v->rk[1], odd);
+#define EVEN(i, rcon) \
+  even = _mm_xor_si128(spread(even), _mm_shuffle_epi32(_mm_aeskeygenassist_si128(odd, rcon), 0xff)), store(v->rk[i], even)
+#define ODD(i) odd = _mm_xor_si128(spread(odd), _mm_shuffle_epi32(_mm_aeskeygenassist_si128(even, 0), 0xaa)), store(v->rk[i], odd)
   EVEN(2, 0x01);
   ODD(3);
   EVEN(4, 0x02);
@@ -223,11 +200,6 @@ VAES static void expand(pl_vaes *v, const uint8_t key[32]) {
   EVEN(12, 0x20);
   ODD(13);
   EVEN(14, 0x40);
-  for (int r = 0; r <= ROUNDS; r++) {
-    store(v->rk[r], k[r]);
-    store(v->rk[r] + 16, k[r]);
-  }
-  pl_wipe(k, sizeof k);
 }
 
 VAES static void set_powers(pl_vaes *v) {
@@ -236,20 +208,23 @@ VAES static void set_powers(pl_vaes *v) {
   __m128i carry = _mm_and_si128(_mm_srai_epi32(_mm_shuffle_epi32(h, 0xd3), 31), _mm_set_epi32((int)0xc2000000u, 1, 0, 1));
   h = _mm_xor_si128(_mm_add_epi64(h, h), carry);
   __m128i power = h;
-  for (int i = WIDE - 1; i >= 0; i--) {
+  for (int i = STEP_BLOCKS - 1; i >= 0; i--) {
     store(v->power[i], power);
     power = reduce(multiply(power, h));
   }
 }
 
 bool pl_vaes_supported(void) {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul") &&
-         __builtin_cpu_supports("vaes") && __builtin_cpu_supports("vpclmulqdq");
+  unsigned eax, ebx, ecx = 0, edx; /* not every compiler's __builtin_cpu_supports knows the last two features */
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx2") ||
+      !__builtin_cpu_supports("pclmul"))
+    return false;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && ecx & 1u << 9 && ecx & 1u << 10; /* VAES, VPCLMULQDQ */
 }
 
 pl_vaes *pl_vaes_new(const uint8_t key[32]) {
-  if (!pl_vaes_supported()) return NULL;
-  pl_vaes *v = malloc(sizeof *v);
+  pl_vaes *v = calloc(1, sizeof *v);
   if (!v) return NULL;
   expand(v, key);
   set_powers(v);
@@ -260,22 +235,6 @@ void pl_vaes_free(pl_vaes *v) {
   if (!v) return;
   pl_wipe(v, sizeof *v);
   free(v);
-}
-
-#else
-
-bool pl_vaes_supported(void) { return false; }
-pl_vaes *pl_vaes_new(const uint8_t key[32]) {
-  (void)key;
-  return NULL;
-}
-void pl_vaes_free(pl_vaes *v) { (void)v; }
-void pl_vaes_seal(const pl_vaes *v, const uint8_t nonce[12], const uint8_t *aad, size_t aad_len, uint8_t *data, size_t len) {
-  (void)v, (void)nonce, (void)aad, (void)aad_len, (void)data, (void)len;
-}
-int pl_vaes_open(const pl_vaes *v, const uint8_t nonce[12], const uint8_t *aad, size_t aad_len, uint8_t *data, size_t len) {
-  (void)v, (void)nonce, (void)aad, (void)aad_len, (void)data, (void)len;
-  return PL_EAUTH;
 }
 
 #endif
