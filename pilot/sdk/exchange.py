@@ -203,19 +203,22 @@ def _stream(dial: Callable[[], Connection], s: FileSender, file: FileIO, progres
         file.seek(s.resumed)
         head = wire.CHUNK_HEAD
         buffer = memoryview(bytearray(head + s.chunk_bytes))
+        moved, acked = monotonic(), s.acked
         try:
             while s.sent < s.size:
+                if s.acked > acked:
+                    moved, acked = monotonic(), s.acked
+                patience = max(0.0, moved + STALL - monotonic())
                 size = s.next_size()
                 if not size:
-                    acked = s.acked
-                    _until(conn, reader, s, lambda before=acked: s.acked > before, STALL)  # type: ignore[misc]
+                    _until(conn, reader, s, lambda before=acked: s.acked > before, patience)  # type: ignore[misc]
                     continue
                 body = buffer[head : head + size]
                 if _fill(file, body) != size:
                     conn.write(s.abort("the file changed"), 5.0)
                     raise PilotError("invalid_argument", "the file changed while it was sent", "send it again")
                 buffer[:head] = s.chunk_head(size)
-                conn.write(buffer[: head + size], STALL)
+                conn.write(buffer[: head + size], patience)
                 for kind, payload in _frames(reader, conn.try_read()):
                     s.receive(kind, payload)
                 if progress is not None:

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pilot.files import make_private_dir
 from pilot.services.diskwriter import DiskWriter, Slots
-from pilot.services.filestream import MAX_CHUNK, FileReceiver
+from pilot.services.filestream import MAX_CHUNK, FileReceiver, Running
 from pilot.services.frames import ByteStream, FrameSource, Payload
 from pilot.services.inbox import MAX_BYTES as INBOX_BYTES
 from pilot.services.mailbox import Mailbox, StoreError, check_name, reason
@@ -63,6 +63,7 @@ class DataExchange:
         self.mailbox = Mailbox(home, received_quota=received_quota, base64_always=base64_always, on_full=self._full)
         self.pool = ThreadPoolExecutor(THREADS, "dataexchange")
         self.slots = Slots(MAX_WRITERS)
+        self._transfers: Running = {}
         self.spooled = 0  # bytes of long messages that are arriving
         self._loop = asyncio.get_running_loop()
         self._hub: StreamHub | None = None
@@ -84,7 +85,7 @@ class DataExchange:
 
     async def serve(self, stream: ByteStream) -> None:
         """Runs one inbound stream to its end."""
-        files = FileReceiver(stream, self.mailbox, self.pool, slots=self.slots, stored=self.stored)
+        files = FileReceiver(stream, self.mailbox, self.pool, running=self._transfers, slots=self.slots, stored=self.stored)
         async with files:
             await _Conversation(self, stream, files).run()
 

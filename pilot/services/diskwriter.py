@@ -73,7 +73,8 @@ class DiskWriter:
         await self.close()
 
     async def put(self, piece: memoryview) -> None:
-        """Takes a piece, which nobody changes any more. Raises what an earlier write raised."""
+        """Takes a piece, which nobody changes any more. Raises what an earlier write raised; ConnectionAbortedError
+        after `close`."""
         await self._until(lambda: self._cost < BACKLOG)
         self._pieces.append(piece)
         self._cost += len(piece) + PIECE_COST
@@ -99,6 +100,8 @@ class DiskWriter:
         while True:
             if self._error is not None:
                 raise self._error
+            if self._closing:
+                raise ConnectionAbortedError("the writer is closed")
             if ready():
                 return
             self._progress.clear()

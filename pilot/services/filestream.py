@@ -33,17 +33,23 @@ MAX_CONTROL = 4096  # bytes of any frame but CHUNK
 ROOM = wire.Room(MAX_CHUNK, WINDOW)
 T = TypeVar("T")
 
+STALLED_S = 2.0  # without a byte: the sender may come again on another stream, after its daemon died, and goes on
+
+Running = dict[bytes, "FileReceiver"]  # transfer id: who receives it
 Stored = Callable[[str, int, Path], None]  # name as sent, bytes, where it lies
 
 
 class FileReceiver:
     """The FILESTREAM side of one stream. Use it as an async context manager."""
 
-    def __init__(self, stream: ByteStream, mailbox: Mailbox, pool: Executor, *, slots: Slots, stored: Stored) -> None:
-        """slots: transfers that may run on this node. stored: told of each file."""
+    def __init__(
+        self, stream: ByteStream, mailbox: Mailbox, pool: Executor, *, running: Running, slots: Slots, stored: Stored
+    ) -> None:
+        """running: shared by the streams of the node. slots: transfers that may run. stored: told of each file."""
         self._stream = stream
         self._mailbox = mailbox
         self._pool = pool
+        self._others = running
         self._slots = slots
         self._stored = stored
         self._running: _Transfer | None = None
@@ -54,6 +60,10 @@ class FileReceiver:
 
     async def __aexit__(self, *_: object) -> None:
         await self._end()
+
+    def is_left_by(self, node: int) -> bool:
+        """The transfer is of `node`, and nothing came for so long that it may go on elsewhere."""
+        return self._stream.node == node and self._running is not None and self._running.is_stalled()
 
     async def frame(self, payload: Payload) -> None:
         """Takes one FILESTREAM frame. Raises WireError if it is none; ConnectionError."""
@@ -91,6 +101,9 @@ class FileReceiver:
             check_name(init.name)
             if init.sha256[: wire.TRANSFER_ID] != transfer_id:
                 raise StoreError("the transfer id is not that of the content")
+            other = self._others.get(transfer_id)
+            if other is not None and other.is_left_by(self._stream.node):
+                await other._end()
             self._slots.take()
             try:
                 part = await self._in_pool(lambda: self._mailbox.open_transfer(transfer_id, self._stream.node, init.size))
@@ -101,6 +114,7 @@ class FileReceiver:
             return await self._refuse(transfer_id, reason(e))
         self._refused = b""
         self._running = await _Transfer(self._stream, self._pool, transfer_id, init, part).start()
+        self._others.setdefault(transfer_id, self)
         await self._stream.write(wire.init_ack(transfer_id, part.size, ROOM))
 
     async def _guard(self, transfer: _Transfer, work: Awaitable[None]) -> None:
@@ -114,6 +128,7 @@ class FileReceiver:
             await self._refuse(transfer.id, reason(e))
 
     async def _complete(self, transfer: _Transfer) -> None:
+        transfer.all_here = True
         await transfer.drain()
         part, init = transfer.part, transfer.init
         if part.size != init.size:
@@ -135,6 +150,8 @@ class FileReceiver:
     async def _end(self, discard: bool = False) -> None:
         transfer, self._running = self._running, None
         if transfer is not None:
+            if self._others.get(transfer.id) is self:
+                del self._others[transfer.id]
             self._slots.give()
             await transfer.stop()
             await self._in_pool(lambda: self._mailbox.release(transfer.part, discard=discard))
@@ -144,13 +161,16 @@ class FileReceiver:
 
 
 class _Transfer:
-    """A transfer under way. `next`: offset up to which everything was put to the writer."""
+    """A transfer under way. `all_here`: its sender has sent DONE."""
 
     def __init__(self, stream: ByteStream, pool: Executor, transfer_id: bytes, init: wire.Init, part: Partial) -> None:
         self.id = transfer_id
         self.init = init
         self.part = part
-        self._next = part.size
+        self.all_here = False
+        self._next = part.size  # everything before was given to the writer
+        self._clock = asyncio.get_running_loop().time
+        self._heard_at = self._clock()
         self._ahead: dict[int, bytes] = {}
         self._writer = DiskWriter(part.write, pool, stream.write)
         self._stack = AsyncExitStack()
@@ -162,6 +182,9 @@ class _Transfer:
     async def stop(self) -> None:
         """Waits for the write under way."""
         await self._stack.aclose()
+
+    def is_stalled(self) -> bool:
+        return not self.all_here and self._clock() - self._heard_at > STALLED_S
 
     async def drain(self) -> None:
         await self._writer.drain()
@@ -179,6 +202,7 @@ class _Transfer:
         else:
             await payload.skip(min(size, self._next - offset))
             async for piece in payload.pieces():
+                self._heard_at = self._clock()
                 self._next += len(piece)
                 await self._writer.put(piece)
             await self._take_ahead()

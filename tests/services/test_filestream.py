@@ -253,6 +253,26 @@ async def test_nobody_spoils_the_partial_file_of_another_node(tmp_path: Path) ->
         assert (await owner.finish(CONTENT)).status == 0
 
 
+async def test_a_sender_whose_daemon_died_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old stream is still open: nobody told the receiver."""
+    monkeypatch.setattr(filestream, "STALLED_S", 0.05)
+    async with receiver(tmp_path) as r:
+        dead = r.connect(2)
+        await dead.offer("f", CONTENT)
+        await dead.push(CONTENT, 0, 2 * STEP)
+        await dead.send(chunk(CONTENT, 2 * STEP, 3 * STEP)[:-5])  # it waits inside a chunk
+        await asyncio.sleep(0.1)
+        again = r.connect(2)
+        resumed = await again.offer("f", CONTENT)
+        assert resumed >= 2 * STEP
+        await again.push(CONTENT, resumed, len(CONTENT))
+        assert (await again.finish(CONTENT)).status == 0
+        assert intact(r)
+        await dead.send(bytes(5))  # not dead after all: its transfer is over all the same
+        assert await dead.is_cut()
+        assert intact(r) and r.service.slots.free == dataexchange.MAX_WRITERS
+
+
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "hardlink", "directory"])
 async def test_what_lies_in_the_way_is_not_followed(tmp_path: Path, kind: str) -> None:
     victim = tmp_path / "victim"
