@@ -1,4 +1,4 @@
-/* Connections: table, dial and accept, owners, sending in trains (transport.md 4.2, 2.3).
+/* Connections: table, dial and accept, owners, sending in trains (transport.md 4.2, 2.3). Commands are in engine_command.c.
  *
  * A connection is found by (local port, remote port, remote node): the network half of an address differs between
  * implementations in replies, the node never does. */
@@ -9,8 +9,6 @@
 static uint64_t tuple_key(uint16_t local, uint16_t remote, uint32_t node) {
   return (uint64_t)local << 48 | (uint64_t)remote << 32 | node;
 }
-
-static pl_conn *find(const pl_engine *e, uint32_t id) { return pl_map_get(&e->conns, id); }
 
 /* ---- lists ---- */
 
@@ -48,7 +46,7 @@ static void unlink_active(pl_engine *e, pl_conn *c) {
   c->in_active = false;
 }
 
-static void unlink_ready(pl_engine *e, pl_conn *c) {
+void pl_conn_unlink_ready(pl_engine *e, pl_conn *c) {
   if (!c->in_ready) return;
   pl_conn **at = &e->ready_head, *prev = NULL;
   while (*at != c) {
@@ -69,7 +67,7 @@ static pl_conn *conn_new(pl_engine *e, pl_peer *p, uint16_t local_net, uint16_t 
   do {
     c->id = e->next_conn++;
     if (e->next_conn == 0) e->next_conn = 1;
-  } while (c->id == 0 || find(e, c->id));
+  } while (c->id == 0 || pl_map_get(&e->conns, c->id));
   c->peer = p;
   c->local_net = local_net;
   c->local_port = local_port;
@@ -107,7 +105,7 @@ static pl_event *conn_event(pl_engine *e, const pl_conn *c, uint32_t type) {
   return ev;
 }
 
-static void unpark(pl_engine *e, pl_conn *c) {
+void pl_conn_unpark(pl_engine *e, pl_conn *c) {
   if (!c->parked) return;
   c->parked = false;
   pl_port *port = pl_map_get(&e->ports, c->local_port);
@@ -115,7 +113,7 @@ static void unpark(pl_engine *e, pl_conn *c) {
 }
 
 /* The local client that owned it, if one did, hears of it before anything is thrown away. */
-static void release(pl_engine *e, pl_conn *c) {
+void pl_conn_let_go(pl_engine *e, pl_conn *c) {
   if (!c->tag) return;
   void *tag = c->tag;
   c->tag = NULL;
@@ -123,14 +121,14 @@ static void release(pl_engine *e, pl_conn *c) {
 }
 
 static void conn_free(pl_engine *e, pl_conn *c) {
-  release(e, c);
-  unpark(e, c);
+  pl_conn_let_go(e, c);
+  pl_conn_unpark(e, c);
   if (c->inbound) {
     pl_port *port = pl_map_get(&e->ports, c->local_port);
     if (port && port->n_conns) port->n_conns--;
   }
   unlink_active(e, c);
-  unlink_ready(e, c);
+  pl_conn_unlink_ready(e, c);
   pl_wheel_cancel(e->wheel, &c->timer.t);
   pl_map_del(&e->conns, c->id);
   uint64_t key = tuple_key(c->local_port, c->remote_port, c->peer->node);
@@ -153,7 +151,7 @@ static void conn_free(pl_engine *e, pl_conn *c) {
 static bool send_train(pl_engine *e, pl_conn *c, size_t *bytes);
 
 /* The peer may have accepted what is given up here: without a word it would keep the entry until its idle timeout. */
-static void send_reset(pl_engine *e, pl_conn *c) {
+void pl_conn_send_reset(pl_engine *e, pl_conn *c) {
   if (!c->s || c->dead) return;
   size_t bytes = 0;
   pl_stream_abort(c->s, e->now_ns);
@@ -344,14 +342,14 @@ static void echo_pump(pl_engine *e, pl_conn *c) {
   pl_conn_activate(e, c);
 }
 
-static void discard(pl_engine *e, pl_conn *c) {
+void pl_conn_discard(pl_engine *e, pl_conn *c) {
   size_t n;
   while ((n = pl_stream_readable(c->s)) > 0) pl_stream_consume(c->s, n, e->now_ns);
 }
 
-static void tell_readable(pl_engine *e, pl_conn *c) {
+void pl_conn_tell_readable(pl_engine *e, pl_conn *c) {
   if (c->closing) {
-    discard(e, c);
+    pl_conn_discard(e, c);
     return;
   }
   switch (c->owner) {
@@ -410,7 +408,7 @@ void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev) {
       conn_event(e, c, PL_EV_CONN_OPEN);
     }
   }
-  if (ev & (PL_SEV_READABLE | PL_SEV_EOF)) tell_readable(e, c);
+  if (ev & (PL_SEV_READABLE | PL_SEV_EOF)) pl_conn_tell_readable(e, c);
   if (ev & PL_SEV_WRITABLE) tell_writable(e, c);
   if (ev & PL_SEV_RESET) {
     if (c->owner == PL_OWNER_CLIENT && !c->closing) {
@@ -433,7 +431,7 @@ void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev) {
 
 void pl_conn_on_timer(pl_engine *e, pl_conn *c) {
   if (c->dialing && e->now_ns >= c->dial_deadline_ns) {
-    send_reset(e, c);
+    pl_conn_send_reset(e, c);
     dial_failed(e, c, c->peer->cur ? PL_DIAL_TIMEOUT : PL_DIAL_NO_KEY);
     return;
   }
@@ -489,209 +487,4 @@ void pl_conn_send_all(pl_engine *e) {
     if (c->dialing) at = pl_min64(at, c->dial_deadline_ns);
     pl_wheel_set(e->wheel, &c->timer.t, at);
   }
-}
-
-/* ---- ports and commands ---- */
-
-int pl_engine_listen(pl_engine *e, uint16_t port, enum pl_owner owner, uint32_t client, bool open_port) {
-  if (pl_map_get(&e->ports, port)) return PL_EEXIST;
-  pl_port *x = calloc(1, sizeof *x);
-  if (!x) return PL_ENOMEM;
-  x->port = port;
-  x->owner = owner;
-  x->client = client;
-  x->open_port = open_port;
-  if (pl_map_put(&e->ports, port, x) < 0) {
-    free(x);
-    return PL_ENOMEM;
-  }
-  return PL_OK;
-}
-
-int pl_engine_unlisten(pl_engine *e, uint16_t port) {
-  pl_port *x = pl_map_del(&e->ports, port);
-  if (!x) return PL_ENOENT;
-  free(x);
-  return PL_OK;
-}
-
-int pl_engine_own(pl_engine *e, uint32_t conn, enum pl_owner owner, uint32_t client, uint64_t now_ns) {
-  if (now_ns > e->now_ns) e->now_ns = now_ns;
-  pl_conn *c = find(e, conn);
-  if (!c) return PL_ENOENT;
-  if (c->dialing) return PL_ESTATE;
-  unpark(e, c);
-  if (c->owner != owner || c->client != client) release(e, c);
-  c->owner = owner;
-  c->client = client;
-  c->armed = true;
-  if (c->dead && owner != PL_OWNER_CLIENT) {
-    pl_conn_kill(e, c, true);
-    return PL_OK;
-  }
-  tell_readable(e, c);
-  return PL_OK;
-}
-
-int64_t pl_engine_write(pl_engine *e, uint32_t conn, const uint8_t *data, size_t len, uint64_t now_ns) {
-  if (now_ns > e->now_ns) e->now_ns = now_ns;
-  pl_conn *c = find(e, conn);
-  if (!c) return PL_ENOENT;
-  if (c->dead || c->closing || !c->s) return PL_ESTATE;
-  int64_t n = pl_stream_write(c->s, data, len);
-  if (n >= 0 && (size_t)n < len) c->want_write = true;
-  pl_peer_active(e, c->peer);
-  if (n > 0) pl_conn_activate(e, c);
-  return n;
-}
-
-int64_t pl_engine_read(pl_engine *e, uint32_t conn, uint8_t *buf, size_t cap, uint64_t now_ns) {
-  if (now_ns > e->now_ns) e->now_ns = now_ns;
-  pl_conn *c = find(e, conn);
-  if (!c) return PL_ENOENT;
-  if (!c->s) return PL_EAGAIN;
-  const uint8_t *p[2];
-  size_t n[2], done = 0;
-  unsigned spans = pl_stream_peek(c->s, p, n);
-  for (unsigned i = 0; i < spans && done < cap; i++) {
-    size_t k = n[i] < cap - done ? n[i] : cap - done;
-    memcpy(buf + done, p[i], k);
-    done += k;
-  }
-  if (done) {
-    pl_stream_consume(c->s, done, e->now_ns);
-    pl_conn_activate(e, c);
-    return (int64_t)done;
-  }
-  if (pl_stream_eof(c->s)) return 0;
-  c->armed = true;
-  return PL_EAGAIN;
-}
-
-int pl_engine_close(pl_engine *e, uint32_t conn, uint64_t now_ns) {
-  if (now_ns > e->now_ns) e->now_ns = now_ns;
-  pl_conn *c = find(e, conn);
-  if (!c) return PL_ENOENT;
-  if (c->dialing || !c->s || c->dead) {
-    if (c->dialing) send_reset(e, c);
-    c->dialing = false; /* the closer does not need to hear of it */
-    pl_conn_kill(e, c, c->dead);
-    return PL_OK;
-  }
-  unpark(e, c);
-  release(e, c);
-  unlink_ready(e, c);
-  c->owner = PL_OWNER_NONE;
-  c->closing = true;
-  pl_stream_close(c->s, e->now_ns);
-  discard(e, c);
-  pl_conn_activate(e, c);
-  return PL_OK;
-}
-
-int pl_engine_abort(pl_engine *e, uint32_t conn, uint64_t now_ns) {
-  if (now_ns > e->now_ns) e->now_ns = now_ns;
-  pl_conn *c = find(e, conn);
-  if (!c) return PL_ENOENT;
-  send_reset(e, c);
-  c->dialing = false;
-  pl_conn_kill(e, c, true);
-  return PL_OK;
-}
-
-int64_t pl_engine_unacked(const pl_engine *e, uint32_t conn) {
-  const pl_conn *c = find(e, conn);
-  if (!c) return PL_ENOENT;
-  return c->s ? (int64_t)pl_stream_unacked(c->s) : 0;
-}
-
-/* ---- for the shell of local clients ---- */
-
-uint32_t pl_engine_next_ready(pl_engine *e) {
-  pl_conn *c = e->ready_head;
-  if (!c) return 0;
-  e->ready_head = c->ready_next;
-  if (!e->ready_head) e->ready_tail = NULL;
-  c->in_ready = false;
-  return c->id;
-}
-
-bool pl_engine_has_ready(const pl_engine *e) { return e->ready_head != NULL; }
-
-bool pl_engine_client_conn(const pl_engine *e, uint32_t conn, pl_client_conn *out) {
-  pl_conn *c = find(e, conn);
-  if (!c || c->owner != PL_OWNER_CLIENT) return false;
-  *out = (pl_client_conn){.s = c->s, .client = c->client, .dead = c->dead, .tag = &c->tag};
-  return true;
-}
-
-void pl_engine_on_release(pl_engine *e, void (*fn)(void *, uint32_t, pl_stream *, void *), void *ctx) {
-  e->release_fn = fn;
-  e->release_ctx = ctx;
-}
-
-void pl_engine_on_taken(pl_engine *e, void (*fn)(void *, uint32_t, uint32_t), void *ctx) {
-  e->taken_fn = fn;
-  e->taken_ctx = ctx;
-}
-
-void pl_engine_touch(pl_engine *e, uint32_t conn) {
-  pl_conn *c = find(e, conn);
-  if (!c) return;
-  pl_peer_active(e, c->peer);
-  pl_conn_activate(e, c);
-}
-
-void pl_engine_client_gone(pl_engine *e, uint32_t client, uint64_t now_ns) {
-  if (now_ns > e->now_ns) e->now_ns = now_ns;
-  size_t it = 0;
-  uint32_t *ids = NULL;
-  size_t n = 0, cap = 0;
-  pl_conn *c;
-  while ((c = pl_map_next(&e->conns, &it, NULL))) {
-    bool theirs = c->client == client && (c->owner == PL_OWNER_CLIENT || c->dialing || c->parked || c->owner == PL_OWNER_NONE);
-    if (!theirs || c->closing) continue;
-    if (n == cap) { /* closing may free entries, so collect first */
-      size_t grown = cap ? cap * 2 : 64;
-      uint32_t *more = realloc(ids, grown * sizeof *ids);
-      if (!more) break;
-      ids = more;
-      cap = grown;
-    }
-    ids[n++] = c->id;
-  }
-  for (size_t i = 0; i < n; i++) pl_engine_close(e, ids[i], e->now_ns);
-  free(ids);
-}
-
-/* ---- inspection ---- */
-
-static void fill_info(const pl_conn *c, pl_conn_info *out) {
-  memset(out, 0, sizeof *out);
-  out->id = c->id;
-  out->node = c->peer->node;
-  out->local_net = c->local_net;
-  out->local_port = c->local_port;
-  out->remote_net = c->remote_net;
-  out->remote_port = c->remote_port;
-  out->owner = c->owner;
-  out->client = c->client;
-  if (c->s)
-    pl_stream_get_info(c->s, &out->s);
-  else
-    out->s.state = PL_ST_SYN_SENT;
-}
-
-int pl_engine_conn_info(const pl_engine *e, uint32_t conn, pl_conn_info *out) {
-  const pl_conn *c = find(e, conn);
-  if (!c) return PL_ENOENT;
-  fill_info(c, out);
-  return PL_OK;
-}
-
-bool pl_engine_next_conn(const pl_engine *e, size_t *it, pl_conn_info *out) {
-  const pl_conn *c = pl_map_next(&e->conns, it, NULL);
-  if (!c) return false;
-  fill_info(c, out);
-  return true;
 }

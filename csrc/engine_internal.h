@@ -216,7 +216,13 @@ void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev);
 void pl_conn_on_timer(pl_engine *e, pl_conn *c);
 void pl_conn_kill(pl_engine *e, pl_conn *c, bool reset); /* frees it, with an event if anybody knows it */
 void pl_conn_send_all(pl_engine *e);
-void pl_conn_release(pl_engine *e, pl_conn *c);
+void pl_conn_release(pl_engine *e, pl_conn *c); /* a held dial: its SYN may go */
+void pl_conn_unpark(pl_engine *e, pl_conn *c);  /* out of its port's accept queue */
+void pl_conn_let_go(pl_engine *e, pl_conn *c);  /* tells the shell of the client that owned it */
+void pl_conn_unlink_ready(pl_engine *e, pl_conn *c);
+void pl_conn_tell_readable(pl_engine *e, pl_conn *c); /* to its owner, if there is something */
+void pl_conn_discard(pl_engine *e, pl_conn *c);       /* what is readable, unread */
+void pl_conn_send_reset(pl_engine *e, pl_conn *c);
 uint16_t pl_conn_ephemeral(pl_engine *e, uint32_t node, uint16_t remote_port);
 
 /* engine_datagram.c */
