@@ -211,7 +211,7 @@ class NodeCommands:
         """A command of the registry that the client has no method for, or whose whole reply is wanted."""
         if signed:
             fields["signature"] = signature(self._node.identity, signed)
-        return await _passed(self._node.registry.call(command, **fields))
+        return await _passed(self._node.registry.call(command, fields))
 
     # ---- paths ----
 

@@ -252,8 +252,7 @@ class Node:
             machine = self.traversal.paths.machine(peer)
             if machine is None or machine.phase is Phase.DIRECT:
                 return
-            if machine.phase is Phase.RELAYED:
-                self.traversal.prefer_direct(peer)
+            self.traversal.prefer_direct(peer)
 
     # ---- events ----
 

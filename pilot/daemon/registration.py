@@ -117,22 +117,25 @@ class Registration:
 
     async def start(self) -> None:
         """The first registration. Raises PilotError when it was refused, or nobody answered for START_S."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + START_S
-        while True:
-            try:
-                await self._register()
-                return
-            except PilotError as error:
-                if not error.retryable or loop.time() + START_PAUSE_S > deadline:
-                    raise PilotError(
-                        error.code,
-                        f"registration failed: {error.message}",
-                        error.hint or "check -registry, and that the rendezvous runs",
-                        error.retryable,
-                    ) from None
-                log.warning("registration failed, trying again", extra={"reason": error.message})
-            await asyncio.sleep(START_PAUSE_S)
+        failed = PilotError("timeout", "the registry does not answer", retryable=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_S):
+                while True:
+                    try:
+                        await self._register()
+                        return
+                    except PilotError as error:
+                        failed = error
+                        if not error.retryable:
+                            break
+                    log.warning("registration failed, trying again", extra={"reason": failed.message})
+                    await asyncio.sleep(START_PAUSE_S)
+        raise PilotError(
+            failed.code,
+            f"registration failed: {failed.message}",
+            failed.hint or "check -registry, and that the rendezvous runs",
+            failed.retryable,
+        )
 
     async def run(self) -> None:
         """Stays registered, for ever."""
