@@ -18,7 +18,7 @@ from pilot.wire.address import Address, parse
 
 log = logging.getLogger("pilot.registration")
 
-START_S = 10.0  # how long the first registration is tried
+START_S = 9.0  # how long the first registration is tried
 START_PAUSE_S = 0.5
 FAILED_HEARTBEATS = 3
 AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # between registrations that fail; the last one repeats
