@@ -28,17 +28,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-HERE = Path(__file__).parent
-FIRST_PORT, LAST_PORT = 20000, 29999  # outside ports of every NAT: never equal to an inside port by accident
+import nftrules
 
-KINDS = (
-    "none",             # public host, no translation
-    "full_cone",        # endpoint-independent mapping and filtering
-    "restricted_cone",  # endpoint-independent mapping, address-dependent filtering
-    "port_restricted_cone",  # endpoint-independent mapping, address-and-port-dependent filtering
-    "symmetric",        # address-and-port-dependent mapping (random ports) and filtering
-    "symmetric_sequential",  # the same with ports that count up
-)  # fmt: skip
+HERE = Path(__file__).parent
 DOUBLE = "double"  # port-restricted at home, port-restricted at the carrier
 
 
@@ -97,7 +89,9 @@ class Namespace:
     def wrap(self, argv: Sequence[str]) -> list[str]:
         return ["ip", "netns", "exec", self.name, *argv]
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 60, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: str, check: bool = True, timeout: float = 60, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(self.wrap(argv), capture_output=True, text=True, timeout=timeout, env=env)
         if check and done.returncode != 0:
             raise RuntimeError(f"{self.name}: {' '.join(argv)} -> {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -145,28 +139,29 @@ class Host(Namespace):
 class Site:
     """A router with a public address and the hosts behind it."""
 
-    def __init__(self, lab: Lab, name: str, *, nat: str, link: Link, hairpin: bool, input_open: bool, udp_blocked: bool,
-                 timeout_s: int, carrier: str | None) -> None:  # fmt: skip
+    def __init__(
+        self, lab: Lab, name: str, nat: str, carrier: str | None, link: Link, timeout_s: int, hairpin: bool, input_open: bool
+    ) -> None:
         self.lab = lab
         self.name = name
         self.nat = nat
+        self.carrier = carrier
+        self.options: dict[str, Any] = {"timeout_s": timeout_s, "hairpin": hairpin, "input_open": input_open}
         self.hosts: list[Host] = []
         self.public_ip = lab.next_public_ip()
         self.index = len(lab.sites) + 1
-        self.router = Namespace(lab, f"{name}-r")
-        self.router.sysctl("net.ipv4.ip_forward", 1)
-        if carrier is None:
-            lab.uplink(self.router, "wan", self.public_ip, link)
-            self.edge = self.router
-            self._translate(self.router, nat, hairpin, input_open, udp_blocked, timeout_s)
-        else:  # carrier-grade NAT in front of the home router: the stricter of each property wins
+        self.router = self.edge = Namespace(lab, f"{name}-r")
+        home_ip = self.public_ip
+        if carrier is not None:  # carrier-grade NAT in front of the home router: the stricter of each property wins
             self.edge = Namespace(lab, f"{name}-cgn")
-            self.edge.sysctl("net.ipv4.ip_forward", 1)
-            lab.uplink(self.edge, "wan", self.public_ip, link)
-            lab.cable(self.edge, "lan", f"100.64.{self.index}.1/24", self.router, "wan", f"100.64.{self.index}.2/24")
+            home_ip = f"100.64.{self.index}.2"
+            lab.cable(self.edge, "lan", f"100.64.{self.index}.1/24", self.router, "wan", f"{home_ip}/24")
             self.router.ip_cmd("route", "add", "default", "via", f"100.64.{self.index}.1")
-            self._translate(self.edge, carrier, hairpin, input_open, udp_blocked, timeout_s)
-            self._translate(self.router, nat, hairpin, input_open, False, timeout_s)
+            self._translate(self.edge, carrier, self.public_ip)
+        lab.uplink(self.edge, "wan", self.public_ip, link)
+        self._translate(self.router, nat, home_ip)
+        for ns in {self.router, self.edge}:
+            ns.sysctl("net.ipv4.ip_forward", 1)
         # One bridge: hosts of a site are neighbours.
         self.router.ip_cmd("link", "add", "lan", "type", "bridge")
         self.router.ip_cmd("addr", "add", f"192.168.{self.index}.1/24", "dev", "lan")
@@ -174,72 +169,10 @@ class Site:
         for knob in ("iptables", "ip6tables", "arptables"):  # the kernel filters bridges too unless told not to
             self.router.sysctl(f"net.bridge.bridge-nf-call-{knob}", 0, check=False)
 
-    def _translate(self, ns: Namespace, nat: str, hairpin: bool, input_open: bool, udp_blocked: bool, timeout_s: int) -> None:
-        if nat not in KINDS or nat == "none":
-            raise ValueError(f"not a NAT kind: {nat}")
-        ports = f"{FIRST_PORT}-{LAST_PORT}"
-        source = {
-            "symmetric": f"masquerade to :{ports} fully-random",
-            "symmetric_sequential": f"masquerade to :numgen inc mod {LAST_PORT - FIRST_PORT} map {{ {sequential_map()} }}",
-        }.get(nat, f"masquerade to :{ports}")
-        learned = nat in ("full_cone", "restricted_cone")
-        admit = {
-            "full_cone": 'iifname "wan" meta l4proto udp dnat ip to udp dport map @inside',
-            "restricted_cone": 'iifname "wan" meta l4proto udp udp dport . ip saddr @allowed dnat ip to udp dport map @inside',
-        }.get(nat, "")
-        # A packet from outside for the router itself must leave no tracking entry: a confirmed one would take the outside port of a
-        # punch that is about to go out. Dropping it in INPUT does that; `input_open` reproduces routers with that fault.
-        self_defence = "" if input_open else 'iifname "wan" drop'
-        turn = ""
-        turn_source = ""
-        if hairpin:
-            turn = {
-                "full_cone": 'iifname "lan" ip daddr WAN meta l4proto udp dnat ip to udp dport map @inside',
-                "restricted_cone": 'iifname "lan" ip daddr WAN meta l4proto udp dnat ip to udp dport map @inside',
-            }.get(nat, "").replace("WAN", self.public_ip)  # fmt: skip
-            turn_source = 'oifname "lan" iifname "lan" ct status dnat meta l4proto udp masquerade to :' + ports
-        ns.nft(f"""
-table ip nat {{
-  map inside {{ type inet_service : ipv4_addr . inet_service; flags dynamic,timeout; timeout {timeout_s}s; size 65535; }}
-  set allowed {{ type inet_service . ipv4_addr; flags dynamic,timeout; timeout {timeout_s}s; size 65535; }}
-  chain pre {{
-    type nat hook prerouting priority dstnat;
-    {admit}
-    {turn}
-  }}
-  chain post {{
-    type nat hook postrouting priority srcnat;
-    oifname "wan" meta l4proto udp {source}
-    oifname "wan" masquerade
-    {turn_source}
-  }}
-}}
-table ip filter {{
-  chain input {{
-    type filter hook input priority filter;
-    ct state established,related accept
-    {self_defence}
-  }}
-  chain forward {{
-    type filter hook forward priority filter;
-    {'iifname "lan" meta l4proto udp drop' if udp_blocked else ""}
-    {'iifname "lan" meta l4proto tcp tcp dport != 443 drop' if udp_blocked else ""}
-    {"" if learned else 'iifname "wan" ct state new drop'}
-  }}
-}}
-""")
-        if learned:  # after source NAT the outside port is known; only what leaves refreshes (RFC 4787 REQ-6)
-            ns.nft("""
-table ip nat {
-  chain learn {
-    type filter hook postrouting priority 150;
-    oifname "wan" meta l4proto udp ct direction original update @inside { udp sport : ct original ip saddr . ct original proto-src }
-    oifname "wan" meta l4proto udp update @allowed { udp sport . ip daddr }
-  }
-}
-""")
+    def _translate(self, ns: Namespace, kind: str, outside: str) -> None:
+        ns.nft(nftrules.nat(kind, outside, **self.options))
         for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
-            ns.sysctl(f"net.netfilter.{name}", timeout_s)
+            ns.sysctl(f"net.netfilter.{name}", self.options["timeout_s"])
 
     def host(self, name: str) -> Host:
         n = len(self.hosts) + 10
@@ -260,10 +193,20 @@ table ip nat {
         host.ip_cmd("addr", "del", f"{old}/24", "dev", "eth0")
         host.ip_cmd("route", "replace", "default", "via", f"192.168.{self.index}.1")
 
+    def move(self) -> None:
+        """The provider gives the router another public address; its hosts are not told. Mappings of the old one are gone."""
+        old, self.public_ip = self.public_ip, self.lab.next_public_ip()
+        self.lab.readdress(self.edge, "wan", old, self.public_ip)
+        self.edge.nft("flush ruleset")
+        self._translate(self.edge, self.carrier or self.nat, self.public_ip)
 
-def sequential_map() -> str:
-    """numgen gives an index; masquerade wants a port."""
-    return ", ".join(f"{i} : {FIRST_PORT + i}" for i in range(LAST_PORT - FIRST_PORT))
+    def block_udp(self, blocked: bool, tcp_ports: Sequence[int] = (443,)) -> None:
+        """No UDP passes the router, and TCP only to these ports of the world; or again everything."""
+        self.edge.nft("table ip office\ndelete table ip office\n" + (nftrules.udp_blocked(tcp_ports) if blocked else ""))
+
+    def deafen(self, *sources: str) -> None:
+        """UDP from these public addresses comes in no more, while what goes out to them arrives; none: it comes again."""
+        self.edge.nft("table ip deaf\ndelete table ip deaf\n" + (nftrules.deaf(sources) if sources else ""))
 
 
 class Lab:
@@ -274,6 +217,7 @@ class Lab:
         self.namespaces: list[Namespace] = []
         self.sites: list[Site] = []
         self.emulators: list[subprocess.Popen[Any]] = []
+        self._uplinks: dict[str, str] = {}  # namespace: interface of the internet that leads there
         self._public = 0
         self._cable = 0
         self.tmp = Path(tempfile.mkdtemp(prefix="pilot-lab."))
@@ -316,7 +260,7 @@ class Lab:
     def uplink(self, ns: Namespace, name: str, ip: str, link: Link) -> None:
         """Connects a namespace to the internet under a public address, through a shaped link if asked."""
         self._cable += 1
-        core_if = f"u{self._cable}"
+        core_if = self._uplinks[ns.name] = f"u{self._cable}"
         if link.shaped:
             self._emulate(ns, name, core_if, link)
             ns.ip_cmd("addr", "add", f"{ip}/32", "dev", name)
@@ -342,6 +286,15 @@ class Lab:
         for where, dev in ((self.core, core_if), (ns, name)):
             where.ip_cmd("link", "set", dev, "up")
 
+    def readdress(self, ns: Namespace, dev: str, old: str, new: str) -> None:
+        """Gives an uplink another public address."""
+        core_if = self._uplinks[ns.name]
+        ns.ip_cmd("addr", "add", f"{new}/32", "dev", dev)
+        ns.ip_cmd("addr", "del", f"{old}/32", "dev", dev)
+        ns.ip_cmd("route", "replace", "default", "dev", dev)
+        self.core.ip_cmd("route", "del", f"{old}/32", "dev", core_if)
+        self.core.ip_cmd("route", "add", f"{new}/32", "dev", core_if)
+
     def public(self, name: str, link: Link | None = None) -> Host:
         ip = self.next_public_ip()
         host = Host(self, name, ip)
@@ -349,18 +302,23 @@ class Lab:
         return host
 
     def place(self, name: str, kind: str, link: Link | None = None, **options: Any) -> Host:
-        """A host on the internet in the way of `kind`: one of KINDS, or DOUBLE. options: of `site`."""
+        """A host on the internet in the way of `kind`: one of nftrules.KINDS, or DOUBLE. options: of `site`."""
         if kind == "none":
             return self.public(name, link)
         if kind == DOUBLE:
             kind, options["carrier"] = "port_restricted_cone", "port_restricted_cone"
         return self.site(name, nat=kind, link=link, **options).host(f"{name}-h")
 
-    def site(self, name: str, *, nat: str, link: Link | None = None, hairpin: bool = False, input_open: bool = False,
-             udp_blocked: bool = False, timeout_s: int = 120, carrier: str | None = None) -> Site:  # fmt: skip
-        site = Site(self, name, nat=nat, link=link or Link(), hairpin=hairpin, input_open=input_open, udp_blocked=udp_blocked,
-                    timeout_s=timeout_s, carrier=carrier)  # fmt: skip
+    def site(
+        self, name: str, *, nat: str, carrier: str | None = None, link: Link | None = None, timeout_s: int = 120,
+        hairpin: bool = False, input_open: bool = False, udp_blocked: bool = False,
+    ) -> Site:  # fmt: skip
+        """A router and the hosts that are plugged into it later. nat, carrier: one of KINDS; carrier is a second NAT in front.
+        timeout_s: of UDP mappings. input_open: the fault of nat() in nftrules."""
+        site = Site(self, name, nat, carrier, link or Link(), timeout_s, hairpin, input_open)
         self.sites.append(site)
+        if udp_blocked:
+            site.block_udp(True)
         return site
 
 

@@ -66,6 +66,92 @@ async def open_cold(dialler: Agent, acceptor: Agent, port: int, seconds: float) 
     return Opening(arrived[0] - start, direct, max(pauses), intact, (kinds[0], kinds[1]), histories)
 
 
+class Flow:
+    """A stream of numbered records, one every 5 ms, for as long as the context lasts. Leaving it ends the stream and checks that
+    every byte arrived."""
+
+    def __init__(self, sender: Agent, receiver: Agent, port: int) -> None:
+        self._agents = (sender, receiver)
+        self._port = port
+        self._stack = contextlib.AsyncExitStack()
+        self._stop = asyncio.Event()
+        self._progress = asyncio.Condition()
+        self._sent: list[float] = []
+        self._arrived: list[float] = []
+
+    async def __aenter__(self) -> Flow:
+        self.clients = [await self._stack.enter_async_context(Client(a.socket)) for a in self._agents]
+        infos = [parse((await c.info())["address"]) for c in self.clients]
+        assert infos[0] and infos[1]
+        self.nodes = [infos[0].node, infos[1].node]
+        listener = await self._stack.enter_async_context(await self.clients[1].listen(self._port))
+        accepting = asyncio.create_task(listener.accept())
+        conn = await self.clients[0].dial_addr(infos[1], self._port)
+        self._tasks = [asyncio.create_task(self._write(conn)), asyncio.create_task(self._read(await accepting))]
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        self._stop.set()
+        try:
+            sent, received = await asyncio.wait_for(asyncio.gather(*self._tasks), 20)
+            assert kind is not None or (sent == received and len(self._sent) == len(self._arrived))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await self._stack.aclose()
+
+    async def flows(self, since: float, seconds: float) -> float:
+        """Seconds from `since` (monotonic) until something sent after that arrived."""
+        async with asyncio.timeout(seconds), self._progress:
+            first = None
+            while first is None:
+                first = next((at for at, here in zip(self._arrived, self._sent, strict=False) if here > since), None)
+                if first is None:
+                    await self._progress.wait()
+        return first - since
+
+    async def kinds(self) -> tuple[str, str]:
+        """Kind of path in use at the sender, at the receiver."""
+        found = []
+        for client, peer in zip(self.clients, reversed(self.nodes), strict=True):
+            path = (await client.peer_path(peer))["path"]
+            found.append(path["kind"] if path and path["answers"] else "")
+        return found[0], found[1]
+
+    async def settles(self, kinds: set[str], seconds: float) -> float:
+        """Seconds until both sides use a path of these kinds."""
+        start = time.monotonic()
+        async with asyncio.timeout(seconds):
+            while not set(now := await self.kinds()) <= kinds:
+                await asyncio.sleep(0.05)
+        del now
+        return time.monotonic() - start
+
+    async def _write(self, conn: Connection) -> bytes:
+        digest = hashlib.sha256()
+        while not self._stop.is_set():
+            record = len(self._sent).to_bytes(RECORD, "big")
+            self._sent.append(time.monotonic())
+            digest.update(record)
+            await conn.write(record)
+            await asyncio.sleep(PERIOD_S)
+        await conn.close()
+        return digest.digest()
+
+    async def _read(self, conn: Connection) -> bytes:
+        digest = hashlib.sha256()
+        pending = 0
+        while data := await conn.read():
+            now = time.monotonic()
+            digest.update(data)
+            whole, pending = divmod(pending + len(data), RECORD)
+            self._arrived += [now] * whole
+            async with self._progress:
+                self._progress.notify_all()
+        await conn.close()
+        return digest.digest()
+
+
 async def _send(conn: Any, until: float) -> tuple[list[float], bytes]:
     times: list[float] = []
     digest = hashlib.sha256()

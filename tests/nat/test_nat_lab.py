@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 
 import pytest
-from lab import FIRST_PORT, KINDS, LAST_PORT, Host, Lab, Link
+from lab import Host, Lab, Link
+from nftrules import FIRST_PORT, KINDS, LAST_PORT
 
 pytestmark = [
     pytest.mark.netns,
@@ -17,7 +19,7 @@ pytestmark = [
 Endpoint = tuple[str, int]
 
 
-def recv(sock) -> tuple[bytes, Endpoint] | None:  # type: ignore[no-untyped-def]
+def recv(sock: socket.socket) -> tuple[bytes, Endpoint] | None:
     try:
         data, addr = sock.recvfrom(2048)
         return data, addr
@@ -32,13 +34,13 @@ class Observer:
         self.hosts = [lab.public("s1"), lab.public("s2")]
         self.sockets = {(h, port): h.socket(port=port, timeout=0.4) for h in self.hosts for port in (3478, 3479)}
 
-    def mapping(self, client, which: int, port: int) -> Endpoint | None:  # type: ignore[no-untyped-def]
+    def mapping(self, client: socket.socket, which: int, port: int) -> Endpoint | None:
         host = self.hosts[which]
         client.sendto(b"who am i", (host.ip, port))
         got = recv(self.sockets[(host, port)])
         return got[1] if got else None
 
-    def reaches(self, client, which: int, port: int, to: Endpoint) -> bool:  # type: ignore[no-untyped-def]
+    def reaches(self, client: socket.socket, which: int, port: int, to: Endpoint) -> bool:
         self.sockets[(self.hosts[which], port)].sendto(b"hello", to)
         client.settimeout(0.3)
         return recv(client) is not None
@@ -136,48 +138,123 @@ def test_mapping_times_out() -> None:
 
 
 def test_blocked_udp_lets_only_tcp_443_out() -> None:
-    import socket
-
     with Lab() as lab:
         server = lab.public("server")
-        host = lab.site("a", nat="port_restricted_cone", udp_blocked=True).host("alice")
-        listener = server.socket(socket.SOCK_STREAM, 443)
-        closed = server.socket(socket.SOCK_STREAM, 9000)
-        for s in (listener, closed):
+        site = lab.site("a", nat="port_restricted_cone", udp_blocked=True)
+        host = site.host("alice")
+        listeners = [server.socket(socket.SOCK_STREAM, port) for port in (443, 9000)]
+        for s in listeners:
             s.listen()
-        host.socket(socket.SOCK_STREAM).connect((server.ip, 443))
-        with pytest.raises(OSError):
-            host.socket(socket.SOCK_STREAM, timeout=0.7).connect((server.ip, 9000))
-        udp = server.socket(port=5000, timeout=0.4)
-        host.socket().sendto(b"x", (server.ip, 5000))
-        assert recv(udp) is None
+
+        def connects(port: int) -> bool:
+            try:
+                host.socket(socket.SOCK_STREAM, timeout=0.5).connect((server.ip, port))
+            except OSError:
+                return False
+            return True
+
+        there, here = server.socket(port=5000, timeout=0.3), host.socket(port=5000)
+
+        def udp_works() -> bool:
+            here.sendto(b"x", (server.ip, 5000))
+            return recv(there) is not None
+
+        assert (connects(443), connects(9000), udp_works()) == (True, False, False)
+        site.block_udp(True, tcp_ports=(443, 9000))
+        assert (connects(443), connects(9000), udp_works()) == (True, True, False)
+        site.block_udp(False)
+        assert (connects(443), connects(9000), udp_works()) == (True, True, True)
 
 
-def test_double_nat_takes_the_stricter_of_each() -> None:
+@pytest.mark.parametrize(
+    ("home", "carrier", "independent", "same_address", "other_address"),
+    [
+        ("full_cone", "port_restricted_cone", True, False, False),
+        ("port_restricted_cone", "full_cone", True, False, False),
+        ("full_cone", "restricted_cone", True, True, False),
+        ("full_cone", "full_cone", True, True, True),
+        ("full_cone", "symmetric", False, False, False),
+    ],
+)
+def test_double_nat_takes_the_stricter_of_each(
+    home: str, carrier: str, independent: bool, same_address: bool, other_address: bool
+) -> None:
     with Lab() as lab:
         seen = Observer(lab)
-        host = lab.site("a", nat="full_cone", carrier="port_restricted_cone").host("alice")
-        client = host.socket(port=4000)
+        client = lab.site("a", nat=home, carrier=carrier).host("alice").socket(port=4000)
         mine = seen.mapping(client, 0, 3478)
         assert mine and mine[0] == lab.sites[0].public_ip
         assert seen.reaches(client, 0, 3478, mine)
-        assert not seen.reaches(client, 1, 3478, mine)
-        assert seen.mapping(client, 1, 3478) == mine
+        assert seen.reaches(client, 0, 3479, mine) is same_address
+        assert seen.reaches(client, 1, 3478, mine) is other_address
+        assert (seen.mapping(client, 1, 3478) == mine) is independent
 
 
-def test_neighbours_and_hairpin() -> None:
-    for hairpin in (False, True):
-        with Lab() as lab:
-            seen = Observer(lab)
-            site = lab.site("a", nat="full_cone", hairpin=hairpin)
-            x, y = site.host("x"), site.host("y")
-            sx, sy = x.socket(port=4000), y.socket(port=4000, timeout=0.4)
-            outside = seen.mapping(sy, 0, 3478)
-            assert outside
-            sx.sendto(b"lan", (y.ip, 4000))
-            assert recv(sy) is not None, "neighbours reach each other"
-            sx.sendto(b"hairpin", outside)
-            assert (recv(sy) is not None) is hairpin
+@pytest.mark.parametrize("kind", ["full_cone", "restricted_cone", "port_restricted_cone"])
+def test_hairpin_filters_like_the_outside(kind: str) -> None:
+    """RFC 4787 REQ-9: the neighbour appears under its outside address and port, and passes the same filter."""
+    with Lab() as lab:
+        seen = Observer(lab)
+        site = lab.site("a", nat=kind, hairpin=True)
+        x, y = site.host("x"), site.host("y")
+        sx, sx2, sy = x.socket(port=4000), x.socket(port=4001), y.socket(port=4000, timeout=0.4)
+        outside_x, outside_y, outside_x2 = seen.mapping(sx, 0, 3478), seen.mapping(sy, 0, 3478), seen.mapping(sx2, 0, 3478)
+        assert outside_x and outside_y and outside_x2
+
+        def arrives(sender: socket.socket) -> Endpoint | None:
+            sender.sendto(b"hairpin", outside_y)
+            got = recv(sy)
+            return got[1] if got else None
+
+        assert arrives(sx) == (outside_x if kind == "full_cone" else None)
+        sy.sendto(b"permission", outside_x2)
+        assert arrives(sx2) == outside_x2
+        assert arrives(sx) == (outside_x if kind != "port_restricted_cone" else None)
+
+
+def test_neighbours_reach_each_other_and_a_router_without_hairpin_turns_nothing() -> None:
+    with Lab() as lab:
+        seen = Observer(lab)
+        site = lab.site("a", nat="full_cone")
+        x, y = site.host("x"), site.host("y")
+        sx, sy = x.socket(port=4000), y.socket(port=4000, timeout=0.4)
+        outside = seen.mapping(sy, 0, 3478)
+        assert outside
+        sx.sendto(b"lan", (y.ip, 4000))
+        assert recv(sy) is not None
+        sx.sendto(b"hairpin", outside)
+        assert recv(sy) is None
+
+
+@pytest.mark.parametrize("kind", ["full_cone", "port_restricted_cone", "symmetric"])
+def test_a_site_moves_to_another_address(kind: str) -> None:
+    with Lab() as lab:
+        seen = Observer(lab)
+        site = lab.site("a", nat=kind, link=Link(delay_ms=1))
+        host = site.host("alice")
+        client = host.socket(port=4000)
+        before = seen.mapping(client, 0, 3478)
+        assert before and before[0] == site.public_ip
+        site.move()
+        after = seen.mapping(client, 0, 3478)
+        assert after and after[0] == site.public_ip != before[0]
+        assert not seen.reaches(client, 0, 3478, before)
+        assert seen.reaches(client, 0, 3478, after)
+
+
+def test_a_deafened_site_still_speaks() -> None:
+    with Lab() as lab:
+        seen = Observer(lab)
+        site = lab.site("a", nat="port_restricted_cone")
+        client = site.host("alice").socket(port=4000)
+        mine = seen.mapping(client, 0, 3478)
+        assert mine and seen.mapping(client, 1, 3478) == mine
+        site.deafen(seen.hosts[0].ip)
+        assert seen.mapping(client, 0, 3478) == mine, "out"
+        assert not seen.reaches(client, 0, 3478, mine), "in"
+        assert seen.reaches(client, 1, 3478, mine), "others"
+        site.deafen()
+        assert seen.reaches(client, 0, 3478, mine)
 
 
 def test_link_shapes_delay_loss_and_rate() -> None:
@@ -194,6 +271,16 @@ def test_link_shapes_delay_loss_and_rate() -> None:
             assert recv(sa)
             times.append(time.monotonic() - start)
         assert 0.040 <= sorted(times)[5] < 0.060, times
+    with Lab() as lab:
+        a, b = lab.public("a"), lab.public("b", Link(delay_ms=5, jitter_ms=30))
+        sa, sb = a.socket(port=1), b.socket(port=2)
+        delays = []
+        for i in range(60):
+            start = time.monotonic()
+            sa.sendto(bytes([i]), (b.ip, 2))
+            assert recv(sb)
+            delays.append(time.monotonic() - start)
+        assert min(delays) < 0.012 and 0.025 < max(delays) < 0.045, delays
     with Lab() as lab:
         a, b = lab.public("a"), lab.public("b", Link(loss=0.2, mbit=8, queue_kb=10_000))
         sa, sb = a.socket(port=1), b.socket(port=2, timeout=1)
