@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], out: Output) -> int:
+    common: list[str] = []
+    if words and words[0].partition("=")[0] in ("--socket", "-socket"):  # the one flag that may stand before the command
+        count = 1 if "=" in words[0] else 2
+        common, words = words[:count], words[count:]
     if not words:
         print(overview(), file=sys.stderr)
         return USAGE
@@ -58,7 +62,7 @@ def _run(words: list[str], out: Output) -> int:
     command = COMMANDS.get(name)
     if command is None:
         return _unknown(words, out)
-    args = Args(words[1 + name.count(" ") :], command.args, command.raw)
+    args = Args([*common, *words[1 + name.count(" ") :]], command.args, command.raw)
     if args.has("help"):
         print(help_text(name), file=sys.stderr)
         return 0

@@ -56,6 +56,12 @@ def test_json_stands_anywhere(run, node: FakeNode, place: int) -> None:
     assert run(*words).data["node_id"] == 9
 
 
+@pytest.mark.parametrize("words", [("--socket", "{}", "find", "home-agent-2"), ("find", "--socket={}", "home-agent-2")])
+def test_socket_may_be_given_on_the_command_line(run, home: Path, words: tuple[str, ...]) -> None:
+    with FakeNode(home / "other.sock") as other:
+        assert run(*[w.format(other.path) for w in words]).status == 0
+
+
 def test_help_of_a_command(run) -> None:
     for flag in ("-h", "--help", "-help"):
         ran = run("ping", flag)

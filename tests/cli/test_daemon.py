@@ -98,7 +98,8 @@ def test_start_status_stop(run, home: Path, program) -> None:
     status = run("--json", "daemon", "status").data
     assert status == {
         "running": True, "pid": pid, "pid_file": f"{home}/.pilot/pilot.pid", "socket": f"{home}/p.sock", "responsive": True,
-        "node_id": 8, "address": "1:0001.0000.0008", "hostname": "home-agent-1", "uptime_secs": 3723, "peers": 1, "connections": 1,
+        "node_id": 8, "address": "1:0001.0000.0008", "hostname": "home-agent-1", "uptime_secs": 3723, "peers": 1,
+        "connections": 1,
     }  # fmt: skip
     assert run("daemon", "status").out.splitlines()[:2] == [f"Daemon: running (pid {pid})", "  Node ID:     8"]
     assert run("daemon", "status", "--check") == (0, "", "")
