@@ -7,11 +7,12 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pilot.errors import PilotError
-from pilot.trust.handshake import REVOKE
+from pilot.trust.handshake import REQUEST, REVOKE
 from pilot.trust.message import MAX_BYTES, HandshakeMessage, MessageError
+from pilot.trust.relay import TrustRegistry
 
 if TYPE_CHECKING:
     from pilot.services.stream import OverlayStream, StreamHub
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 PORT = 444
 ONE_SEGMENT = 4000  # bytes of a message; receivers take one segment, below 4096
 DIAL_S = 10.0
+HEAD_START_S = 1.0  # a request goes directly; after that the registry is asked to carry it as well
 REVOKE_DIAL_S = 5.0  # the peer's connections end after the notice, so it must not be able to hold it up
 AHEAD_S = 20  # receivers take clocks that are up to 30 s ahead
 MAX_STAMPS = 1024
@@ -100,6 +102,41 @@ class Courier:
         if len(self._stamps) > MAX_STAMPS:
             self._stamps.popitem(last=False)
         return stamp
+
+
+async def ask(courier: Courier, registry: TrustRegistry, node: int, justification: str) -> None:
+    """A request for the trust of `node`: directly, and through the registry too if that takes long.
+
+    Raises PilotError (`handshake relay: ...`) if both fail."""
+    direct = asyncio.ensure_future(courier.deliver(node, REQUEST, justification=justification))
+    ways: set[asyncio.Future[Any]] = {direct}
+    try:
+        await asyncio.wait(ways, timeout=HEAD_START_S)
+        if direct.done() and direct.result():
+            return
+        relay = asyncio.ensure_future(_ask_registry(registry, node, justification))
+        ways.add(relay)
+        waiting = set(ways)
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if (relay in done and relay.exception() is None) or (direct in done and direct.result()):
+                return
+        await relay
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+
+
+async def _ask_registry(registry: TrustRegistry, node: int, justification: str) -> None:
+    try:
+        await registry.request_handshake(node, justification)
+    except PilotError as e:
+        if "already pending" not in e.message:  # else an earlier request has not been fetched yet
+            raise PilotError(e.code, f"handshake relay: {e.message}", e.hint, e.retryable) from None
+    except OSError as e:
+        text = f"handshake relay: {str(e) or 'no answer'}"
+        raise PilotError("connection_failed", text, "is the registry reachable?", True) from None
 
 
 async def read_message(stream: OverlayStream) -> bytes:

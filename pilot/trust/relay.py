@@ -7,6 +7,8 @@ A poll empties the inbox of this node at the registry; what it hands out may com
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -80,6 +82,21 @@ def read_reply(reply: Mapping[str, Any]) -> list[tuple[Relayed, tuple[Any, ...]]
             at = row.get("timestamp")
             out.append((entry, (entry, at if isinstance(at, int | float | str) else None)))
     return out
+
+
+def read_key(reply: Mapping[str, Any]) -> bytes | None:
+    """Ed25519 key of a lookup's reply, 32 bytes; None if there is none."""
+    try:
+        key = base64.b64decode(str(reply.get("public_key") or ""), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return key if len(key) == 32 else None
+
+
+def read_networks(reply: Mapping[str, Any]) -> set[int]:
+    """Networks of a lookup's reply but the backbone, which everybody is in."""
+    rows = reply.get("networks")
+    return {n for n in rows if type(n) is int and 0 < n <= 0xFFFF} if isinstance(rows, list) else set()
 
 
 class NotifyLimit:

@@ -8,8 +8,6 @@ in order per peer, so that the tunnel is not torn down before the notice of a re
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import logging
 import time
@@ -20,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pilot.errors import PilotError
 from pilot.files import write_atomic
-from pilot.trust.courier import PORT, Courier, read_message
+from pilot.trust.courier import PORT, Courier, ask, read_message
 from pilot.trust.handshake import (
     ACCEPT,
     REJECT,
-    REQUEST,
     Action,
     Emit,
     Forget,
@@ -36,7 +33,7 @@ from pilot.trust.handshake import (
     Withdraw,
     clean_justification,
 )
-from pilot.trust.relay import Relayed, RelayPoller, TrustRegistry
+from pilot.trust.relay import Relayed, RelayPoller, TrustRegistry, read_key, read_networks
 from pilot.trust.store import PendingRequest, TrustedPeer
 
 if TYPE_CHECKING:
@@ -47,7 +44,6 @@ log = logging.getLogger(__name__)
 RECEIVE_S = 10.0
 MAX_OPEN = 256  # messages that are being received
 LOOKUP_S = 8.0
-HEAD_START_S = 1.0  # a request goes directly; after that the registry is asked to carry it as well
 WAIT_MAX_S = 30.0
 WAIT_POLL_S = 2.0
 ON_DEMAND_S = 3.0
@@ -237,44 +233,13 @@ class TrustService:
         """again: an earlier request is open, and stays so if this one fails."""
         await self._save()
         try:
-            await self._ask(node, justification)
+            await ask(self._courier, self._registry, node, justification)
         except PilotError:
             if not again and self.store.requested.pop(node, None) is not None:
                 self.machine.changed = True
                 await self._save()
             raise
         self._relay.hurry()
-
-    async def _ask(self, node: int, justification: str) -> None:
-        """Directly, and through the registry too if that takes long. PilotError if both fail."""
-        direct = asyncio.ensure_future(self._courier.deliver(node, REQUEST, justification=justification))
-        ways: set[asyncio.Future[Any]] = {direct}
-        try:
-            await asyncio.wait(ways, timeout=HEAD_START_S)
-            if direct.done() and direct.result():
-                return
-            relay = asyncio.ensure_future(self._ask_registry(node, justification))
-            ways.add(relay)
-            waiting = set(ways)
-            while waiting:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if (relay in done and relay.exception() is None) or (direct in done and direct.result()):
-                    return
-            await relay
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-
-    async def _ask_registry(self, node: int, justification: str) -> None:
-        try:
-            await self._registry.request_handshake(node, justification)
-        except PilotError as e:
-            if "already pending" not in e.message:  # else an earlier request has not been fetched yet
-                raise PilotError(e.code, f"handshake relay: {e.message}", e.hint, e.retryable) from None
-        except OSError as e:
-            text = f"handshake relay: {e or 'no answer'}"
-            raise PilotError("connection_failed", text, "is the registry reachable?", True) from None
 
     # ---- port 444 and the registry's inbox ----
 
@@ -314,11 +279,11 @@ class TrustService:
                 shared = 0
                 if self.machine.policy.same_network:
                     own = await self._registry.lookup(self.machine.own_node)
-                    shared = min(_networks(own) & _networks(theirs), default=0)
+                    shared = min(read_networks(own) & read_networks(theirs), default=0)
         except (PilotError, OSError) as e:
             log.debug("handshake.no_lookup", extra={"peer": node, "reason": str(e)})
             return None, 0
-        return _key_of(theirs), shared
+        return read_key(theirs), shared
 
     # ---- actions ----
 
@@ -453,16 +418,3 @@ class TrustService:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("trust.task_failed", exc_info=error)
-
-
-def _key_of(reply: Mapping[str, Any]) -> bytes | None:
-    try:
-        key = base64.b64decode(str(reply.get("public_key") or ""), validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    return key if len(key) == 32 else None
-
-
-def _networks(reply: Mapping[str, Any]) -> set[int]:
-    rows = reply.get("networks")
-    return {n for n in rows if type(n) is int and 0 < n <= 0xFFFF} if isinstance(rows, list) else set()

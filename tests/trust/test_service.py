@@ -181,7 +181,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     for module, name, value in (
-        (service, "HEAD_START_S", 0.05),
+        (courier, "HEAD_START_S", 0.05),
         (service, "WAIT_POLL_S", 0.02),
         (service, "RETRY_S", (0.01, 0.02, 0.05)),
         (relay, "FAST_S", 0.02),
