@@ -54,6 +54,8 @@ void pl_relay_free(pl_relay *r) {
   free(r->iov);
   free(r->sends);
   free(r->replies);
+  free(r->hand[0]);
+  free(r->hand[1]);
   free(r);
 }
 
@@ -109,6 +111,13 @@ unsigned pl_relay_sends(pl_relay *r, const pl_relay_send **out) {
 
 static void on_discover(pl_relay *r, const pl_rx *rx, uint32_t node, bool wants_dst) {
   /* Id 0 is the start-up probe of a daemon that has no number yet. The reply never depends on the table. */
+  if (rx->from.family == PL_ADDR_STREAM) { /* no reply: there is no endpoint to tell */
+    if (node == pl_get32(rx->from.ip))
+      pl_relay_attach(r, node, r->now_ns);
+    else
+      r->st.spoofed++;
+    return;
+  }
   if (node) pl_relay_bind(r, node, &rx->from, &rx->local, wants_dst);
   r->st.discovers++;
   emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_DISCOVER_REPLY, &rx->from);
@@ -139,7 +148,7 @@ static bool punch_allowed(pl_relay *r, const pl_addr *from, uint32_t node) {
 }
 
 static void on_punch(pl_relay *r, const pl_rx *rx, uint32_t requester, uint32_t target) {
-  if (requester == 0 || requester == target) {
+  if (requester == 0 || requester == target || rx->from.family == PL_ADDR_STREAM) {
     r->st.bad++;
     return;
   }
@@ -151,7 +160,7 @@ static void on_punch(pl_relay *r, const pl_rx *rx, uint32_t requester, uint32_t 
   bool known = pl_relay_known_at(r, requester, &rx->from);
   if (!pl_relay_bind(r, requester, &rx->from, &rx->local, false)) return;
   const pl_relay_node *t = pl_relay_find(r, target);
-  if (!known || !t) {
+  if (!known || !t || t->addr.family == PL_ADDR_STREAM) {
     r->st.not_found++;
     return;
   }
@@ -162,6 +171,11 @@ static void on_punch(pl_relay *r, const pl_rx *rx, uint32_t requester, uint32_t 
 
 /* ---- relay ---- */
 
+static bool sent_by(const pl_relay_node *n, const pl_addr *from) {
+  if (from->family == PL_ADDR_STREAM) return n->attached && n->id == pl_get32(from->ip);
+  return pl_addr_eq(&n->addr, from);
+}
+
 /* Fills the memo for a head. False: dropped and counted. */
 static bool route(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, const uint8_t *p) {
   pl_relay_memo *m = &r->memo;
@@ -171,14 +185,14 @@ static bool route(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, const 
   uint32_t dest = pl_get32(p + 5);
   if (!via) {
     m->sender = pl_relay_find(r, pl_get32(p + 1));
-    if (!m->sender || !pl_addr_eq(&m->sender->addr, &rx->from)) {
+    if (!m->sender || !sent_by(m->sender, &rx->from)) {
       r->st.spoofed++;
       return false;
     }
   }
   m->node = pl_relay_find(r, dest);
   /* A silent local entry gives way to a peer that announces the id: the node has moved there. */
-  if (!via && (!m->node || r->now_ns - m->node->seen_ns >= r->cfg.claim_ttl_ns)) {
+  if (!via && (!m->node || (!m->node->attached && r->now_ns - m->node->seen_ns >= r->cfg.claim_ttl_ns))) {
     m->peer = pl_map_get(&r->routes, dest);
     if (m->peer) m->node = NULL;
   }
@@ -218,7 +232,7 @@ static void on_relay(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, uin
   r->st.relayed++;
   r->st.relayed_bytes += len - PL_RELAY_HEAD;
   pl_relay_node *n = m->node;
-  if (n->wants_dst) {
+  if (n->wants_dst && !n->attached) {
     p[0] = PL_BEACON_DELIVER_DST;
     emit(r, &n->addr, &n->local, &n->slot, p, len);
     return;
@@ -228,6 +242,10 @@ static void on_relay(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, uin
   p += PL_RELAY_HEAD - PL_DELIVER_HEAD;
   p[0] = PL_BEACON_DELIVER;
   memcpy(p + 1, sender, 4);
+  if (n->attached) {
+    pl_relay_hand(r, n, p, len - (PL_RELAY_HEAD - PL_DELIVER_HEAD));
+    return;
+  }
   emit(r, &n->addr, &n->local, &n->slot, p, len - (PL_RELAY_HEAD - PL_DELIVER_HEAD));
 }
 
@@ -289,4 +307,5 @@ void pl_relay_get_stats(const pl_relay *r, pl_relay_stats *out) {
   *out = r->st;
   out->nodes = r->n_bound;
   out->routes = (uint32_t)r->routes.used;
+  out->attached = r->n_attached;
 }

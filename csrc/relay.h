@@ -49,6 +49,20 @@ bool pl_relay_lookup_local(const pl_relay *r, uint32_t node, pl_addr *out);
  * room in a full table. family 0 = node unknown to the registry: takes the word back. PL_ELIMIT beyond max_nodes, PL_ENOMEM. */
 int pl_relay_vouch(pl_relay *r, uint32_t node, const pl_addr *addr, uint64_t now_ns);
 
+/* Nodes whose datagrams come over a stream that the owner holds (WebSocket: beacon.md 11). The owner has authenticated them: what it injects in
+ * the name of a node carries pl_relay_stream_addr as its source, and deliveries for the node are handed over to the owner instead of being
+ * sent. An attached node wins over its UDP endpoint; only the registry's word lets another address bind its id. */
+#define PL_ADDR_STREAM 0xffu /* pl_addr.family that no socket has; ip = node id, big-endian */
+void pl_relay_stream_addr(pl_addr *out, uint32_t node);
+/* Attaches, or notes that an attached node is alive. PL_OK, PL_EFORMAT for id 0, PL_ELIMIT when the table is full, PL_ENOMEM. */
+int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns);
+void pl_relay_detach(pl_relay *r, uint32_t node);
+/* The 0x06 deliveries since the last call, oldest first: records of u32 node, u32 length (host order), datagram. Good until the call after.
+ * At most PL_RELAY_HAND_BYTES, of which one node gets at most a quarter; the rest is dropped and counted. */
+#define PL_RELAY_HAND_BYTES (2u << 20)
+size_t pl_relay_take(pl_relay *r, const uint8_t **out);
+bool pl_relay_waiting(const pl_relay *r); /* there is something to take */
+
 typedef struct pl_relay_stats {
   uint64_t discovers;      /* 0x01 and 0x08 answered */
   uint64_t punches;        /* pairs of 0x04 sent */
@@ -59,7 +73,8 @@ typedef struct pl_relay_stats {
   uint64_t limited;        /* over a rate, or no room in the table */
   uint64_t bad;            /* short or of a type that a beacon does not take */
   uint64_t sync;
-  uint32_t nodes, routes;
+  uint64_t handed, hand_full; /* deliveries to attached nodes; those that found no room */
+  uint32_t nodes, routes, attached;
 } pl_relay_stats;
 void pl_relay_get_stats(const pl_relay *r, pl_relay_stats *out);
 
@@ -80,6 +95,12 @@ int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data,
 /* The same to a node in the table, from the very address the node knows (notify: beacon.md 1, source pinning). With the lock held.
  * PL_ENOENT if the node is not there. */
 int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len);
+
+/* Datagrams of an attached node, in order; their bytes are rewritten. Takes the lock. */
+void pl_relay_loop_inject(pl_relay_loop *l, uint32_t node, pl_rx *batch, unsigned n);
+/* pl_relay_take for one consumer that watches the descriptor: readable when deliveries wait. Takes the lock. */
+int pl_relay_loop_hand_fd(const pl_relay_loop *l);
+size_t pl_relay_loop_take(pl_relay_loop *l, const uint8_t **out);
 
 typedef struct pl_relay_loop_stats {
   uint64_t wakeups, recv_calls, recv_datagrams, send_calls, send_datagrams;

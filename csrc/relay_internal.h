@@ -20,6 +20,7 @@ typedef struct pl_relay_node {
   bool bound;      /* has an endpoint; otherwise only vouched for */
   bool vouched;
   bool wants_dst;  /* asked with 0x08 for 0x09 deliveries */
+  bool attached;   /* deliveries are handed over; addr is that of its stream, or of UDP if the registry vouches for it */
   uint8_t list;    /* of pl_relay.lists, while bound */
   pl_addr addr;    /* its endpoint */
   pl_addr local;   /* our address that it sends to */
@@ -28,6 +29,7 @@ typedef struct pl_relay_node {
   double tokens;   /* relay bytes */
   uint64_t tokens_ns;
   pl_relay_slot slot;
+  uint32_t hand_turn, hand_bytes; /* what the present hand-over holds for it */
   struct pl_relay_node *prev, *next;
 } pl_relay_node;
 
@@ -74,7 +76,7 @@ struct pl_relay {
   uint64_t now_ns;
   pl_map nodes;  /* id -> pl_relay_node */
   pl_relay_list lists[2]; /* bound nodes: [1] at the address the registry vouches for, [0] the others */
-  uint32_t n_bound, n_vouched;
+  uint32_t n_bound, n_vouched, n_attached;
   pl_map peers;  /* hash of address -> pl_relay_peer */
   pl_relay_peer *peer_list[PL_RELAY_PEERS];
   unsigned n_peers;
@@ -89,6 +91,9 @@ struct pl_relay {
   pl_relay_send *sends;
   uint8_t *replies;      /* PL_RELAY_OUT * 20 bytes: the datagrams that are not rewritten input */
   unsigned n_out, n_runs, n_replies, n_sends;
+
+  uint8_t *hand[2];      /* PL_RELAY_HAND_BYTES each, from the first attached node on: one is filled, one is read */
+  uint32_t hand_len, hand_turn;
   pl_relay_stats st;
 };
 
@@ -105,6 +110,8 @@ pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, cons
 pl_relay_peer *pl_relay_find_peer(const pl_relay *r, const pl_addr *a);
 /* Replaces the peer's routes by the `n` big-endian ids at `ids`. */
 void pl_relay_sync(pl_relay *r, pl_relay_peer *p, const uint8_t *ids, uint32_t n);
+/* Hands a 0x06 over; NULL pointers of `hand` are possible only while nobody was ever attached. */
+void pl_relay_hand(pl_relay *r, pl_relay_node *n, const uint8_t *p, uint32_t len);
 void pl_relay_table_free(pl_relay *r);
 
 #endif

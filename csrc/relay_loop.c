@@ -27,6 +27,8 @@ struct pl_relay_loop {
   pthread_t thread;
   bool running;
   int wake[2]; /* pipe: a byte ends the thread */
+  int hand[2]; /* pipe: a byte says that deliveries wait to be taken */
+  bool told;   /* the byte is in it */
   uint64_t wakeups, expired_ns;
 };
 
@@ -42,19 +44,26 @@ static void take(pl_relay_loop *l) {
   pthread_mutex_unlock(&l->turn);
 }
 
+/* Deals with a batch under the lock. */
+static void forward(pl_relay_loop *l, pl_rx *batch, unsigned n, uint64_t now) {
+  const pl_relay_send *sends;
+  pl_relay_input(l->relay, batch, n, now);
+  unsigned n_sends = pl_relay_sends(l->relay, &sends);
+  pl_udp_sendv(&l->udp, sends, n_sends);
+  if (pl_relay_waiting(l->relay) && !l->told) {
+    uint8_t byte = 0;
+    l->told = write(l->hand[1], &byte, 1) == 1;
+  }
+}
+
 /* One batch. True if more is waiting. */
 static bool serve(pl_relay_loop *l) {
   pl_rx batch[PL_UDP_BATCH];
-  const pl_relay_send *sends;
   take(l);
   l->wakeups++;
   int n = pl_udp_recv(&l->udp, batch);
   uint64_t now = clock_ns();
-  if (n > 0) {
-    pl_relay_input(l->relay, batch, (unsigned)n, now);
-    unsigned n_sends = pl_relay_sends(l->relay, &sends);
-    pl_udp_sendv(&l->udp, sends, n_sends);
-  }
+  if (n > 0) forward(l, batch, (unsigned)n, now);
   if (now - l->expired_ns >= EXPIRE_NS) {
     pl_relay_expire(l->relay, now);
     l->expired_ns = now;
@@ -98,11 +107,12 @@ int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, uint32_t soc
   if (!l) return PL_ENOMEM;
   pthread_mutex_init(&l->turn, NULL);
   pthread_mutex_init(&l->lock, NULL);
-  l->udp.fd = l->wake[0] = l->wake[1] = -1;
+  l->udp.fd = l->wake[0] = l->wake[1] = l->hand[0] = l->hand[1] = -1;
   l->expired_ns = clock_ns();
   l->relay = pl_relay_new(cfg, l->expired_ns);
   int r = l->relay ? PL_OK : PL_ENOMEM;
   if (r == PL_OK) r = open_pipe(l->wake);
+  if (r == PL_OK) r = open_pipe(l->hand);
   if (r == PL_OK) r = pl_udp_open(&l->udp, bind, socket_buffer, true, true);
   if (r < 0) {
     int why = errno;
@@ -144,8 +154,10 @@ void pl_relay_loop_free(pl_relay_loop *l) {
   if (!l) return;
   pl_relay_loop_stop(l);
   pl_udp_close(&l->udp);
-  for (int i = 0; i < 2; i++)
+  for (int i = 0; i < 2; i++) {
     if (l->wake[i] >= 0) close(l->wake[i]);
+    if (l->hand[i] >= 0) close(l->hand[i]);
+  }
   pl_relay_free(l->relay);
   pthread_mutex_destroy(&l->lock);
   pthread_mutex_destroy(&l->turn);
@@ -170,6 +182,25 @@ int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data
   pl_addr to, from;
   if (!pl_relay_lookup(l->relay, node, &to) || !pl_relay_lookup_local(l->relay, node, &from)) return PL_ENOENT;
   return pl_udp_send_one(&l->udp, &to, &from, data, len);
+}
+
+void pl_relay_loop_inject(pl_relay_loop *l, uint32_t node, pl_rx *batch, unsigned n) {
+  for (unsigned i = 0; i < n; i++) pl_relay_stream_addr(&batch[i].from, node);
+  take(l);
+  forward(l, batch, n, clock_ns());
+  pthread_mutex_unlock(&l->lock);
+}
+
+int pl_relay_loop_hand_fd(const pl_relay_loop *l) { return l->hand[0]; }
+
+size_t pl_relay_loop_take(pl_relay_loop *l, const uint8_t **out) {
+  uint8_t byte;
+  take(l);
+  while (l->told && read(l->hand[0], &byte, 1) > 0) continue;
+  l->told = false;
+  size_t n = pl_relay_take(l->relay, out);
+  pthread_mutex_unlock(&l->lock);
+  return n;
 }
 
 void pl_relay_loop_get_stats(const pl_relay_loop *l, pl_relay_loop_stats *out) {

@@ -30,7 +30,7 @@ static bool same_holder(const pl_addr *a, const pl_addr *b) {
 /* ---- nodes ---- */
 
 static void list_add(pl_relay *r, pl_relay_node *n) {
-  n->list = n->vouched && same_holder(&n->vouch, &n->addr);
+  n->list = n->attached || (n->vouched && same_holder(&n->vouch, &n->addr));
   pl_relay_list *l = &r->lists[n->list];
   n->next = NULL;
   n->prev = l->tail;
@@ -64,6 +64,8 @@ static void unbind(pl_relay *r, pl_relay_node *n) {
   list_remove(r, n);
   n->bound = false;
   n->wants_dst = false;
+  r->n_attached -= n->attached;
+  n->attached = false;
   r->n_bound--;
   drop_if_empty(r, n);
 }
@@ -113,7 +115,7 @@ pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, cons
   bool vouched = n && n->vouched && same_holder(&n->vouch, from);
   if (n && n->bound) {
     if (!same_holder(&n->addr, from)) {
-      if (!vouched && !silent(r, n)) {
+      if (!vouched && (n->attached || !silent(r, n))) {
         r->st.spoofed++;
         return NULL;
       }
@@ -140,6 +142,49 @@ pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, cons
   n->seen_ns = r->now_ns;
   list_add(r, n);
   return n;
+}
+
+int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns) {
+  if (now_ns > r->now_ns) r->now_ns = now_ns;
+  if (node == 0) return PL_EFORMAT;
+  for (int i = 0; i < 2; i++)
+    if (!r->hand[i] && !(r->hand[i] = malloc(PL_RELAY_HAND_BYTES))) return PL_ENOMEM;
+  pl_relay_node *n = pl_relay_find(r, node);
+  if (n) {
+    list_remove(r, n);
+  } else {
+    if (!make_room(r, true)) return PL_ELIMIT;
+    if (!(n = node_get(r, node))) return PL_ENOMEM;
+    n->bound = true;
+    n->tokens = pl_relay_burst(r);
+    n->tokens_ns = r->now_ns;
+    r->n_bound++;
+  }
+  if (!n->attached) {
+    r->memo.valid = false;
+    n->attached = true;
+    n->wants_dst = false;
+    r->n_attached++;
+    pl_relay_stream_addr(&n->addr, node); /* whoever held the id by UDP has to claim it anew */
+    memset(&n->local, 0, sizeof n->local);
+  }
+  n->seen_ns = r->now_ns;
+  list_add(r, n);
+  return PL_OK;
+}
+
+void pl_relay_detach(pl_relay *r, uint32_t node) {
+  pl_relay_node *n = pl_relay_find(r, node);
+  if (!n || !n->attached) return;
+  if (n->addr.family == PL_ADDR_STREAM) {
+    unbind(r, n);
+    return;
+  }
+  r->memo.valid = false;
+  list_remove(r, n);
+  n->attached = false;
+  r->n_attached--;
+  list_add(r, n);
 }
 
 int pl_relay_vouch(pl_relay *r, uint32_t node, const pl_addr *addr, uint64_t now_ns) {
@@ -169,8 +214,9 @@ int pl_relay_vouch(pl_relay *r, uint32_t node, const pl_addr *addr, uint64_t now
 
 bool pl_relay_lookup(const pl_relay *r, uint32_t node, pl_addr *out) {
   const pl_relay_node *n = pl_relay_find(r, node);
-  if (n) *out = n->addr;
-  return n != NULL;
+  if (!n || n->addr.family == PL_ADDR_STREAM) return false;
+  *out = n->addr;
+  return true;
 }
 
 bool pl_relay_lookup_local(const pl_relay *r, uint32_t node, pl_addr *out) {

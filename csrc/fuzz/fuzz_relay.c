@@ -10,6 +10,7 @@
 
 static pl_addr address(uint8_t which) {
   pl_addr a = {.family = which & 0x40 ? 6 : 4, .port = (uint16_t)(1 + (which & 3)), .ip = {[0] = 10, [3] = (uint8_t)(which >> 2 & 15)}};
+  if (which & 0x80) pl_relay_stream_addr(&a, which & 15);
   return a;
 }
 
@@ -108,6 +109,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         uint32_t ids[MAX_NODES];
         pl_addr a;
         FUZZ_CHECK(pl_relay_nodes(r, ids, MAX_NODES) <= MAX_NODES);
+        if (op & 8) pl_relay_attach(r, op >> 4, now);
+        if (op & 16) pl_relay_detach(r, op >> 5);
+        const uint8_t *handed;
+        size_t n_handed = pl_relay_take(r, &handed);
+        FUZZ_CHECK(n_handed <= PL_RELAY_HAND_BYTES);
+        if (n_handed) fuzz_touch(handed, n_handed);
         pl_relay_lookup(r, op >> 3, &a);
         pl_relay_lookup_local(r, op >> 3, &a);
         break;

@@ -28,5 +28,16 @@ class RelayLoop:
         """One datagram from the beacon's socket. CoreError with errno if the kernel refuses it."""
     def send_node(self, node: int, data: bytes) -> bool:
         """The same to a node, from the address it knows. False if it is not in the table."""
+    def attach(self, node: int) -> None:
+        """The node speaks through inject() from here on; its deliveries wait for take(). CoreError when the table is full."""
+    def detach(self, node: int) -> None:
+        """Its stream is gone. Nothing happens if it was not attached."""
+    def inject(self, node: int, datagrams: Sequence[bytes]) -> None:
+        """At most 4096 datagrams of an attached node, in order; what is not its own to say is dropped and counted."""
+    @property
+    def hand_fd(self) -> int:
+        """Readable when take() has something."""
+    def take(self) -> list[tuple[int, bytes]]:
+        """(node, 0x06 datagram) for attached nodes, oldest first."""
     def stats(self) -> dict[str, int]:
         """Counters of pl_relay_stats and pl_relay_loop_stats."""

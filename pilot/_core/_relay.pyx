@@ -4,7 +4,8 @@ import os
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
 
 from pilot._core._errors import CoreError
 from pilot._core.addr cimport addr_from_py, addr_to_py
@@ -153,6 +154,72 @@ cdef class RelayLoop:
         if r < 0:
             raise CoreError(r, why)
         return True
+
+    def attach(self, uint32_t node):
+        cdef uint64_t now
+        cdef pl_relay *relay
+        cdef int r
+        with nogil:
+            relay = pl_relay_loop_lock(self.loop, &now)
+            r = pl_relay_attach(relay, node, now)
+            pl_relay_loop_unlock(self.loop)
+        if r < 0:
+            raise CoreError(r)
+
+    def detach(self, uint32_t node):
+        cdef uint64_t now
+        with nogil:
+            pl_relay_detach(pl_relay_loop_lock(self.loop, &now), node)
+            pl_relay_loop_unlock(self.loop)
+
+    def inject(self, uint32_t node, datagrams):
+        # The relay rewrites heads in place, and bytes objects may not change: one copy of the batch.
+        cdef size_t total = 0
+        cdef unsigned n = 0
+        cdef bytes d
+        cdef pl_rx *batch
+        cdef uint8_t *arena
+        if len(datagrams) > PL_RELAY_BATCH:
+            raise ValueError("too many datagrams at once")
+        for d in datagrams:
+            total += len(d)
+        batch = <pl_rx *> calloc(len(datagrams) + 1, sizeof(pl_rx))
+        arena = <uint8_t *> malloc(total + 1)
+        try:
+            if batch is NULL or arena is NULL:
+                raise MemoryError
+            total = 0
+            for d in datagrams:
+                if len(d) == 0:
+                    continue
+                memcpy(arena + total, <const uint8_t *> d, len(d))
+                batch[n].data = arena + total
+                batch[n].len = <uint32_t> len(d)
+                total += len(d)
+                n += 1
+            with nogil:
+                pl_relay_loop_inject(self.loop, node, batch, n)
+        finally:
+            free(batch)
+            free(arena)
+
+    @property
+    def hand_fd(self):
+        return pl_relay_loop_hand_fd(self.loop)
+
+    def take(self):
+        cdef const uint8_t *p
+        cdef size_t n
+        cdef size_t at = 0
+        cdef uint32_t head[2]
+        cdef list out = []
+        with nogil:
+            n = pl_relay_loop_take(self.loop, &p)
+        while at < n:
+            memcpy(head, p + at, 8)
+            out.append((head[0], p[at + 8:at + 8 + head[1]]))
+            at += 8 + head[1]
+        return out
 
     def stats(self):
         cdef uint64_t now

@@ -224,15 +224,22 @@ cdef extern from "loop.h" nogil:
     void pl_loop_get_stats(pl_loop *l, pl_loop_stats *out)
 
 
+cdef extern from "udp.h" nogil:
+    ctypedef struct pl_rx:
+        uint8_t *data
+        uint32_t len, seg
+
+
 cdef extern from "relay.h" nogil:
+    enum: PL_RELAY_BATCH
     ctypedef struct pl_relay:
         pass
     ctypedef struct pl_relay_cfg:
         uint32_t max_nodes, punch_rate
         uint64_t node_ttl_ns, claim_ttl_ns, relay_bytes_per_s, hash_seed
     ctypedef struct pl_relay_stats:
-        uint64_t discovers, punches, relayed, relayed_bytes, forwarded, not_found, spoofed, limited, bad, sync
-        uint32_t nodes, routes
+        uint64_t discovers, punches, relayed, relayed_bytes, forwarded, not_found, spoofed, limited, bad, sync, handed, hand_full
+        uint32_t nodes, routes, attached
     ctypedef struct pl_relay_loop:
         pass
     void pl_relay_cfg_default(pl_relay_cfg *cfg)
@@ -240,6 +247,8 @@ cdef extern from "relay.h" nogil:
     size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap)
     bint pl_relay_lookup(const pl_relay *r, uint32_t node, pl_addr *out)
     int pl_relay_vouch(pl_relay *r, uint32_t node, const pl_addr *addr, uint64_t now_ns)
+    int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns)
+    void pl_relay_detach(pl_relay *r, uint32_t node)
     void pl_relay_get_stats(const pl_relay *r, pl_relay_stats *out)
     int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, uint32_t socket_buffer, pl_relay_loop **out)
     int pl_relay_loop_start(pl_relay_loop *l)
@@ -250,6 +259,9 @@ cdef extern from "relay.h" nogil:
     void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out)
     int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len)
     int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len)
+    void pl_relay_loop_inject(pl_relay_loop *l, uint32_t node, pl_rx *batch, unsigned n)
+    int pl_relay_loop_hand_fd(const pl_relay_loop *l)
+    size_t pl_relay_loop_take(pl_relay_loop *l, const uint8_t **out)
     ctypedef struct pl_relay_loop_stats:
         uint64_t wakeups, recv_calls, recv_datagrams, send_calls, send_datagrams, send_errors, gso_fallbacks
         cbool gso, gro
