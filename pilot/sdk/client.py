@@ -68,12 +68,9 @@ class LocalClient(Services):
         self._unsent = memoryview(b"")  # rest of a frame that was begun
         self._request_lock = threading.Lock()
         self._late: Request | None = None  # a request whose caller has gone
-        self._poll_in = select.poll()
-        self._poll_in.register(self._sock, select.POLLIN)
-        self._poll_both = select.poll()
-        self._poll_both.register(self._sock, select.POLLIN | select.POLLOUT)
-        self._poll_out = select.poll()
-        self._poll_out.register(self._sock, select.POLLOUT)
+        # Poll objects refuse concurrent use: `_read_*` are the reader's, `_write_*` the writer's.
+        self._read_in, self._read_both = self._poller(select.POLLIN), self._poller(select.POLLIN | select.POLLOUT)
+        self._write_out, self._write_both = self._poller(select.POLLOUT), self._poller(select.POLLIN | select.POLLOUT)
 
     # ---- public ----
 
@@ -115,8 +112,7 @@ class LocalClient(Services):
 
     def wait(self, *, readable: bool = True, writable: bool = False, timeout: float | None = None) -> None:
         """Sleeps until the socket can be read or written, for users of `try_read` and `try_write`."""
-        poll = select.poll()  # its own: poll objects refuse concurrent use
-        poll.register(self._sock, select.POLLIN * readable | select.POLLOUT * (writable or bool(self._unsent)))
+        poll = self._poller(select.POLLIN * readable | select.POLLOUT * (writable or bool(self._unsent)))
         poll.poll(None if timeout is None else max(0.0, timeout) * 1000)
         with self._write_lock:
             self._flush("wait")
@@ -227,7 +223,7 @@ class LocalClient(Services):
                 ended = count == 0
             except BlockingIOError:
                 ended = False
-                poll = self._poll_both if self._unsent else self._poll_in
+                poll = self._read_both if self._unsent else self._read_in
                 if any(e & ~select.POLLOUT for _, e in poll.poll(None if timeout is None else timeout * 1000)):
                     with suppress(BlockingIOError):
                         count = self._sock.recv_into(buffer)
@@ -240,6 +236,11 @@ class LocalClient(Services):
             self._reading = False
             self._cond.notify_all()
         self._took(count, ended or error is not None)
+
+    def _poller(self, events: int) -> select.poll:
+        poll = select.poll()
+        poll.register(self._sock, events)
+        return poll
 
     def _took(self, count: int, ended: bool) -> None:
         """Routes `count` bytes; the socket may have ended. Lock held."""
@@ -348,7 +349,7 @@ class LocalClient(Services):
             raise PilotError("timeout", f"{label}: the daemon takes no more data", "", True)
         with self._cond:
             read = not self._reading and self._router.heavier_than(SOFT_LIMIT) is None
-        poll = self._poll_both if read else self._poll_out
+        poll = self._write_both if read else self._write_out
         for _, events in poll.poll(min(rest, 1.0) * 1000):
             if events & select.POLLIN and read:
                 self._pump_ready()
