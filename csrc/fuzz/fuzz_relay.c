@@ -89,12 +89,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       case 3: {
         pl_addr peers[4];
         unsigned n = op >> 3 & 3;
-        for (unsigned i = 0; i < n; i++) peers[i] = address(fuzz_u8(&in));
+        for (unsigned i = 0; i < n; i++) peers[i] = address(fuzz_u8(&in) & 0x7f);
         pl_relay_set_peers(r, peers, n);
         break;
       }
       case 4: {
-        pl_addr a = address(fuzz_u8(&in));
+        pl_addr a = address(fuzz_u8(&in) & 0x7f);
         if (op & 8) a.family = 0;
         uint32_t node = fuzz_u8(&in) & 31;
         int e = pl_relay_vouch(r, node, &a, now);
