@@ -60,7 +60,7 @@ ECHO_PORT = 7
 REORDER_SEGMENTS = 65536  # out-of-order segments held per stream, toward our own kind
 EVENT_BATCH = 512
 DISCOVER_S = 3.0
-LOOK_AGAIN_S = (0.3, 3.2, 3.5)  # after trust was granted; refusals of the registry are cached for 3 s
+LOOK_AGAIN_S = (0.3, 1.0, 3.5)  # after trust was granted; refusals of the registry are cached for 3 s
 STOP_S = 9  # whoever stops the daemon kills it after 10
 GOODBYE_S = 2.0  # for the registry, and for the webhook
 
@@ -248,11 +248,13 @@ class Node:
         """The registry tells a peer's address once both sides have reported their trust; until then the relay carried.
         The sessions that brought the handshake are worth a direct path at once, not at the next retry."""
         for pause in LOOK_AGAIN_S:
+            self.traversal.ask_again(peer)
             await asyncio.sleep(pause)
             machine = self.traversal.paths.machine(peer)
-            if machine is None or machine.phase is Phase.DIRECT:
+            if machine and machine.phase is Phase.DIRECT:
                 return
-            self.traversal.prefer_direct(peer)
+            if machine:
+                self.traversal.prefer_direct(peer)
 
     # ---- events ----
 

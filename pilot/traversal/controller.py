@@ -209,6 +209,10 @@ class Traversal:
         self._book.forget(node)
         self._arm()
 
+    def ask_again(self, node: int) -> None:
+        """The registry may answer now what it has just refused: trust was given."""
+        self._book.ask_again(node)
+
     def prefer_direct(self, node: int) -> None:
         """Every way to `node` is tried again at once, also after what failed before."""
         self._book.ask_again(node)
