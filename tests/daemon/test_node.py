@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from world import World, until
 
+from pilot.daemon.identity import NodeIdentity
 from pilot.errors import PilotError
+from pilot.traversal.nat import show
 from pilot.wire import ipc_networks as net
 from pilot.wire import ipc_requests as rq
 from pilot.wire.address import Address
@@ -58,7 +60,7 @@ async def test_info_has_the_fields_of_both_generations(world: World) -> None:
     assert info.keys() >= INFO_FEB | INFO_LATER
     assert (info["node_id"], info["address"], info["hostname"]) == (1, "1:0001.0000.0001", "alpha")
     assert info["encrypt"] is True and info["identity"] is True and info["ports"] == 4
-    own = "%s:%d" % agent.node.plane.local_addr
+    own = show(agent.node.plane.local_addr)
     assert info["startup"] == [
         f"STUN: discovered public endpoint {own}", "NAT type: none (open internet or local network)",
         "Registered as alpha (1:0001.0000.0001)",
@@ -255,7 +257,7 @@ async def test_path_tells_what_is_so_and_looks_when_asked(world: World) -> None:
     assert idle["path"] is None and idle["encrypted"] is False and idle["history"] == []
     found = await client.ask(rq.PathInfo(b.number, 5000))
     assert found["path"]["kind"] == "direct" and found["encrypted"] and found["address"] == str(b.address)
-    assert found["path"]["addr"] == "%s:%d" % b.node.plane.local_addr
+    assert found["path"]["addr"] == show(b.node.plane.local_addr)
     assert found["history"][-1]["text"].startswith("Connected directly (encrypted") and found["history"][-1]["time"] > 1e9
     lost = await client.ask(rq.PathInfo(99, 2000))
     assert lost["path"] is None and "not found" in lost["why"]
@@ -308,8 +310,6 @@ async def test_key_rotation_cut_short(world: World, registry_agreed: bool) -> No
     a = await world.agent("alpha")
     number, file = a.number, a.node._identity_file
     assert file
-    from pilot.daemon.identity import NodeIdentity
-
     new = NodeIdentity.generate()
     file.prepare(new, number)
     if registry_agreed:

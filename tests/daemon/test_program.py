@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -113,8 +114,8 @@ async def test_others_recognise_the_process(start: Any) -> None:
     """The published pilotctl wants argv[0]'s base name, in the process that it started itself."""
     daemon = await start("alpha")
     client = await daemon.ready()
-    argv = Path(f"/proc/{daemon.process.pid}/cmdline").read_bytes().split(b"\0")
-    assert os.path.basename(argv[0]) == b"pilot-daemon"
+    argv0 = await asyncio.to_thread(lambda: Path(f"/proc/{daemon.process.pid}/cmdline").read_bytes().split(b"\0")[0])
+    assert os.path.basename(argv0) == b"pilot-daemon"
     assert (await client.ask(rq.Info()))["pid"] == daemon.process.pid
     assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
 
@@ -178,12 +179,11 @@ async def test_metrics_on_request(start: Any) -> None:
             return str(reply.read().decode())
 
     text = await asyncio.to_thread(fetch)
-    assert "pilot_registered 1.0" in text and "pilot_tunnel_sent_datagrams_total" in text and 'pilot_drops_total{reason="auth"}' in text
+    for line in ("pilot_registered 1.0", "pilot_tunnel_sent_datagrams_total", 'pilot_drops_total{reason="auth"}'):
+        assert line in text
 
 
 async def test_json_log_is_json_and_holds_no_secrets(start: Any) -> None:
-    import json
-
     daemon = await start("alpha", "-log-format", "json", "-log-level", "debug", "-webhook-secret", "s3cr3t-word",
                          "-admin-token", "t0ken-word")  # fmt: skip
     await daemon.ready()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pilot.daemon.config import load
 from pilot.daemon.node import Node
 from pilot.registry.server import RegistryServer
 from pilot.registry.store import MemoryStore
+from pilot.traversal.nat import show
 from pilot.wire import ipc_requests as rq
 from pilot.wire.address import Address
 from pilot.wire.ipc import Cmd, FrameReader
@@ -135,7 +137,7 @@ class World:
 
     def argv(self, name: str, *extra: str) -> list[str]:
         home = self.root / name
-        beacon = "%s:%d" % self.beacon.local_addr
+        beacon = show(self.beacon.local_addr)
         return [
             "-registry", f"127.0.0.1:{self.port}", "-beacon", beacon, "-listen", "127.0.0.1:0", "-hostname", name,
             "-socket", str(home / "sock"), "-identity", str(home / "identity.json"), *extra,
@@ -173,8 +175,6 @@ class World:
 @contextlib.contextmanager
 def umask_zero() -> Iterator[None]:
     """The widest rights that files can get by themselves."""
-    import os
-
     old = os.umask(0)
     try:
         yield
