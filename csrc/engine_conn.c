@@ -235,11 +235,23 @@ void pl_conn_release(pl_engine *e, pl_conn *c) {
 
 /* ---- accept ---- */
 
+static void reset(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
+  pl_packet rst = {.flags = PL_FLAG_RST, .proto = PL_PROTO_STREAM, .src_net = pkt->dst_net, .src_node = e->node,
+                   .dst_net = pkt->src_net, .dst_node = pkt->src_node, .src_port = pkt->dst_port, .dst_port = pkt->src_port};
+  pl_session_send_active(e, p, &rst, NULL, 0);
+}
+
 static void refuse(pl_engine *e, pl_peer *p, const pl_packet *syn) {
   e->st.syn_refused++;
-  pl_packet rst = {.flags = PL_FLAG_RST, .proto = PL_PROTO_STREAM, .src_net = syn->dst_net, .src_node = e->node,
-                   .dst_net = syn->src_net, .dst_node = syn->src_node, .src_port = syn->dst_port, .dst_port = syn->src_port};
-  pl_session_send_active(e, p, &rst, NULL, 0);
+  reset(e, p, syn);
+}
+
+/* A packet of a stream that does not exist. After a restart the peer's streams are known to the peer alone; one of our own kind is told,
+ * or it would go on for a minute. Others expect silence (transport.md 4.3). */
+static void unknown(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
+  e->st.drop_no_conn++;
+  if (pkt->flags & PL_FLAG_RST || !speaks_options(p) || !(p->trusted || e->is_public)) return;
+  reset(e, p, pkt);
 }
 
 static void on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
@@ -309,7 +321,7 @@ void pl_conn_on_packet(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
     if (syn)
       on_syn(e, p, pkt);
     else
-      e->st.drop_no_conn++;
+      unknown(e, p, pkt);
     return;
   }
   if (!c->s || c->dead) return;

@@ -274,3 +274,18 @@ def test_blackout_ends_in_a_reset_not_a_hang() -> None:
     net.link.loss = 1.0
     assert net.run(lambda: bool(a.of_type(EV_CONN_CLOSED)), 300)
     assert a.of_type(EV_CONN_CLOSED)[0].a == 1
+
+
+def test_streams_of_a_restarted_peer_end_at_once() -> None:
+    """The peer lost everything but its key exchange was repeated: what still comes for its former streams is answered by a reset."""
+    net, a, b = pair(14)
+    serve(b)
+    send(a, b, bytes(10 << 20))
+    assert net.run(lambda: bool(b.received), 5)
+    b.restart()
+    net.introduce(a, b, key=b"\x77" * 32)
+    b.engine.probe(a.node, a.addr, False, 1)  # proves the new key
+    began = net.now
+    assert net.run(lambda: bool(a.of_type(EV_CONN_CLOSED)), 30)
+    assert a.of_type(EV_CONN_CLOSED)[0].a == 1
+    assert net.now - began < 2000 * MS

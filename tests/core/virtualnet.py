@@ -39,13 +39,20 @@ class Host:
         self.net = net
         self.node = node
         self.addr = (ip, 4000)
-        seed = hashlib.sha256(f"{net.seed}:{node}".encode()).digest()
-        self.engine = Engine(seed=seed, now_ns=net.now, **engine_options)  # type: ignore[arg-type]
-        self.engine.set_node(node)
+        self.options = engine_options
+        self.starts = 0
+        self.restart()
         self.events: list[Event] = []
         self.received: dict[int, bytearray] = {}
         self.ended: set[int] = set()
         self.on_event: Callable[[Event], None] | None = None
+
+    def restart(self) -> None:
+        """A new process: nothing is known any more."""
+        seed = hashlib.sha256(f"{self.net.seed}:{self.node}:{self.starts}".encode()).digest()
+        self.engine = Engine(seed=seed, now_ns=self.net.now, **self.options)  # type: ignore[arg-type]
+        self.engine.set_node(self.node)
+        self.starts += 1
 
     def drain_events(self) -> None:
         while batch := self.engine.events():
