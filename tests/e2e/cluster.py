@@ -92,13 +92,15 @@ class Agent:
         self.process.terminate()
         return self.process.wait(15)
 
-    def ctl(self, *args: str, check: bool = True, timeout: float = 60, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            self.wrap([str(BIN / "pilotctl"), *args]), env=self.env, capture_output=True, timeout=timeout,
-            input=stdin, **({} if stdin is not None else {}),
-        )  # fmt: skip
+    def ctl(
+        self, *args: str, check: bool = True, timeout: float = 60, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Runs pilotctl; its standard input ends after `stdin`."""
+        argv = self.wrap([str(BIN / "pilotctl"), *args])
+        done = subprocess.run(argv, env=self.env, capture_output=True, timeout=timeout, input=stdin)
         if check and done.returncode != 0:
-            raise AssertionError(f"{self.name}: pilotctl {' '.join(args)} -> {done.returncode}\n{done.stdout!r}\n{done.stderr!r}\n{self.log()[-3000:]}")
+            said = f"{done.stdout!r}\n{done.stderr!r}\n{self.log()[-3000:]}"
+            raise AssertionError(f"{self.name}: pilotctl {' '.join(args)} -> {done.returncode}\n{said}")
         return done
 
     def json(self, *args: str, timeout: float = 60) -> Any:

@@ -82,10 +82,11 @@ def test_a_killed_receiver_leaves_no_half_file_and_comes_back(pair: tuple[Agent,
     partial = b.home / ".pilot" / "received" / ".partial"
     wait_for(lambda: partial.is_dir() and any(p.stat().st_size > 1 << 20 for p in partial.iterdir()), "the file is under way")
     b.kill()
-    _, err = sending.communicate(timeout=90)
-    assert sending.returncode == 1 and json.loads(err.splitlines()[-1])["message"]
     assert received(b) == []
     b.start()
+    _, err = sending.communicate(timeout=60)
+    assert sending.returncode == 1 and "not stored" in json.loads(err.splitlines()[-1])["message"]
+    assert received(b) == []
     assert b.json("info")["node_id"] == number and b.json("trust")["trusted"]
     wait_for(lambda: a.ctl("ping", b.name, "--count", "1", check=False).returncode == 0, "they talk again", 30)
     a.ctl("send-file", b.name, str(tmp_path / "model.bin"), timeout=120)
