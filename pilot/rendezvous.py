@@ -3,17 +3,21 @@
 Together they know more than apart: the registry vouches for the addresses of its nodes, so that nobody else can claim them at the
 beacon, and the beacon tells a node at once when the registry holds a handshake for it.
 
-Exit status: 0 after an orderly stop (SIGINT, SIGTERM), 1 if it cannot start, 2 for a wrong command line.
+SIGHUP reads the certificates again. Exit status: 0 after an orderly stop (SIGINT, SIGTERM), 1 if it cannot start, 2 for a wrong
+command line.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import contextlib
 import logging
 import os
 import resource
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +30,7 @@ from pilot.flags import Flag, FlagTable, one_of, parse_bool, parse_count, parse_
 from pilot.registry.endpoint import join, split
 
 if TYPE_CHECKING:  # loaded when the command line has been found right
-    from pilot.beacon import Beacon
+    from pilot.beacon import Beacon, WssServer
     from pilot.registry.server import RegistryServer
 
 NAME = "pilot-rendezvous"
@@ -85,6 +89,9 @@ FLAGS = FlagTable(NAME, f"{NAME} [flags]", (
     Flag("relay-rate", parse_size, "0", "bytes per second that one node may relay; 0 = no limit"),
     Flag("tls-cert", str, "", "PEM certificate: the registry speaks TLS only"),
     Flag("tls-key", str, "", "PEM key of the certificate"),
+    Flag("wss-addr", _optional(parse_listen), "", "TCP address for nodes without UDP, usually :443; empty: they are not served"),
+    Flag("wss-cert", str, "", "PEM certificate for -wss-addr (default: that of -tls-cert; neither: plain, for a TLS terminator)"),
+    Flag("wss-key", str, "", "PEM key of the certificate"),
     Flag("peers", parse_servers, "", "other beacons, host:port separated by commas"),
     Flag("beacon-id", _number(0, 0xFFFFFFFF), "0", "number of this beacon in the registry's list; 0 = not listed"),
     Flag("advertise-addr", _optional(parse_server), "", "host:port at which others reach this beacon"),
@@ -110,6 +117,9 @@ class RendezvousConfig:
     relay_rate: int
     tls_cert: str
     tls_key: str
+    wss_addr: Addr | None
+    wss_cert: str
+    wss_key: str
     peers: tuple[Addr, ...]
     beacon_id: int
     advertise_addr: Addr | None
@@ -140,9 +150,17 @@ def _check(c: RendezvousConfig) -> None:
         raise FLAGS.usage_error("-registry-only and -beacon-only leave nothing to run")
     if bool(c.tls_cert) != bool(c.tls_key):
         raise FLAGS.usage_error("-tls-cert and -tls-key belong together")
+    if bool(c.wss_cert) != bool(c.wss_key):
+        raise FLAGS.usage_error("-wss-cert and -wss-key belong together")
+    if c.wss_cert and not c.wss_addr:
+        raise FLAGS.usage_error("-wss-cert: needs the -wss-addr that it is for")
+    if c.registry_only and c.wss_addr:
+        raise FLAGS.usage_error("-registry-only runs no beacon: leave out -wss-addr")
+    if c.wss_addr and c.beacon_only and not c.registry:
+        raise FLAGS.usage_error("-wss-addr: needs the -registry that knows the nodes' keys")
     if c.registry_only and (c.peers or c.beacon_id):
         raise FLAGS.usage_error("-registry-only runs no beacon: leave out -peers and -beacon-id")
-    if c.registry and not c.beacon_id:
+    if c.registry and not c.beacon_id and not (c.wss_addr and c.beacon_only):
         raise FLAGS.usage_error("-registry: needs a -beacon-id to be listed under")
     if c.beacon_id and c.registry is None:
         if c.beacon_only:
@@ -205,8 +223,69 @@ def _make_registry(config: RendezvousConfig, beacon: Beacon | None) -> RegistryS
     )  # fmt: skip
 
 
-async def serve(config: RendezvousConfig, stop: asyncio.Event) -> None:
-    """Runs registry and beacon until `stop` is set. Raises PilotError if either cannot start."""
+class _Doors:
+    """The TLS contexts of this process. Their files can be read again: a renewed certificate needs no restart."""
+
+    def __init__(self) -> None:
+        self._contexts: list[tuple[ssl.SSLContext, str, str]] = []
+
+    def context(self, certificate: str, key: str) -> ssl.SSLContext:
+        from pilot.registry.tls import server_context
+
+        context = server_context(Path(certificate), Path(key))
+        self._contexts.append((context, certificate, key))
+        return context
+
+    def reload(self) -> None:
+        """New connections get what the files hold now. Files that do not fit change nothing."""
+        for context, certificate, key in self._contexts:
+            try:
+                context.load_cert_chain(certificate, key)
+            except (OSError, ssl.SSLError) as error:
+                log.error("certificate not reloaded", extra={"file": certificate, "error": str(error)})
+            else:
+                log.info("certificate reloaded", extra={"file": certificate})
+
+
+def _make_wss(config: RendezvousConfig, registry: RegistryServer | None, doors: _Doors) -> WssServer:
+    from pilot.beacon import WssConfig, WssServer
+    from pilot.registry.client import RegistryClient
+    from pilot.registry.connection import Connection
+
+    assert config.wss_addr is not None
+    certificate, key = (config.wss_cert, config.wss_key) if config.wss_cert else (config.tls_cert, config.tls_key)
+    tls = doors.context(certificate, key) if certificate else None
+    if tls is not None:
+        tls.minimum_version = ssl.TLSVersion.TLSv1_2  # middleboxes on the way may know no more
+        tls.set_alpn_protocols(["http/1.1"])
+    if registry is not None:
+        nodes = registry.core.state.nodes
+
+        async def known_here(node: int) -> bytes | None:
+            found = nodes.get(node)
+            return found.key if found else None
+
+        return WssServer(WssConfig(config.wss_addr, tls), known_here, lambda: Connection(registry))
+    assert config.registry is not None
+    client = RegistryClient(*config.registry)
+
+    async def known_there(node: int) -> bytes | None:
+        try:
+            reply = await client.lookup(node)
+            return base64.b64decode(str(reply.get("public_key") or ""), validate=True) or None
+        except binascii.Error:
+            return None
+        except PilotError as error:
+            if error.code == "not_found":
+                return None
+            raise
+
+    return WssServer(WssConfig(config.wss_addr, tls), known_there)
+
+
+async def serve(config: RendezvousConfig, stop: asyncio.Event, doors: _Doors | None = None) -> None:
+    """Runs registry and beacon until `stop` is set. doors: takes the TLS contexts. PilotError if either cannot start."""
+    doors = doors or _Doors()
     beacon = None if config.registry_only else _make_beacon(config)
     registry = None
     try:
@@ -217,11 +296,11 @@ async def serve(config: RendezvousConfig, stop: asyncio.Event) -> None:
         if registry is not None:
             tls = None
             if config.tls_cert:
-                from pilot.registry.tls import server_context
-
-                tls = server_context(Path(config.tls_cert), Path(config.tls_key))
+                tls = doors.context(config.tls_cert, config.tls_key)
             await registry.start(*config.registry_addr, tls)
         if beacon is not None:
+            if config.wss_addr:
+                beacon.wss = _make_wss(config, registry, doors)
             log.info("beacon listening", extra={"addr": join(*await beacon.start())})
         await stop.wait()
         log.info("stopping")
@@ -237,7 +316,9 @@ async def _until_signal(config: RendezvousConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    await serve(config, stop)
+    doors = _Doors()
+    loop.add_signal_handler(signal.SIGHUP, doors.reload)
+    await serve(config, stop, doors)
 
 
 def _raise_open_files() -> None:

@@ -2,10 +2,12 @@
 
 service   the beacon as a whole: socket, gossip, what the registry tells it, counters
 peers     which other beacons there are: given names, resolved again and again, and the registry's list
+wss       nodes without UDP, over WebSockets on TCP 443
 notify    "the registry holds something for you" (0x0A), at most once a second and node
 """
 
 from pilot.beacon.peers import Announcement
 from pilot.beacon.service import Beacon, BeaconConfig
+from pilot.beacon.wss import WssConfig, WssServer
 
-__all__ = ["Announcement", "Beacon", "BeaconConfig"]
+__all__ = ["Announcement", "Beacon", "BeaconConfig", "WssConfig", "WssServer"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pilot._core import CoreError, RelayLoop
 from pilot.beacon.notify import Notifier
 from pilot.beacon.peers import Addr, Announcement, Peers, resolve
+from pilot.beacon.wss import WssServer
 from pilot.errors import PilotError
 from pilot.registry.endpoint import join
 from pilot.wire.beacon import MAX_SYNC, NOTIFY_HANDSHAKE, Notify, Sync
@@ -52,6 +53,7 @@ class Beacon:
 
     def __init__(self, config: BeaconConfig) -> None:
         """Opens nothing yet."""
+        self.wss: WssServer | None = None  # set before start(): serves nodes without UDP
         self.config = config
         self._relay: RelayLoop | None = None
         self._peers: Peers | None = None
@@ -91,6 +93,8 @@ class Beacon:
         relay, peers = self._relay, self._peers
         assert relay is not None and peers is not None
         relay.start()
+        if self.wss is not None:
+            await self.wss.start(relay)
         self._every(self.config.report_s, self._reporter(), "beacon-report")
         if peers.possible:
             self._every(self.config.refresh_s, self._resolve_peers, "beacon-peers", at_once=True)
@@ -106,6 +110,8 @@ class Beacon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         self._notifier.close()
+        if self.wss is not None:
+            await self.wss.stop()
         if self._peers is not None:
             self._tell_peers(())
             await self._peers.close()
@@ -133,7 +139,7 @@ class Beacon:
     def _notify_node(self, node: int) -> bool:
         assert self._relay is not None
         try:
-            return self._relay.send_node(node, _NOTIFY)
+            return self._relay.send_node(node, _NOTIFY) or (self.wss is not None and self.wss.notify(node, _NOTIFY))
         except CoreError:
             return False  # no room or no route just now: it asks by itself every minute
 
@@ -211,7 +217,7 @@ class Beacon:
             "notify_unknown": self._notifier.unknown,
             "vouch_refused": self._vouch_refused,
         }
-        return (self._relay.stats() if self._relay else {}) | own
+        return (self._relay.stats() if self._relay else {}) | own | (self.wss.stats() if self.wss else {})
 
 
 def _bind(candidates: list[Addr], options: dict[str, int]) -> RelayLoop:
