@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import struct
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from world import World, until
 
+from pilot.daemon import registration
 from pilot.daemon.identity import NodeIdentity
 from pilot.errors import PilotError
 from pilot.traversal.nat import show
@@ -322,11 +322,15 @@ async def test_key_rotation_cut_short(world: World, registry_agreed: bool) -> No
     assert (again.node.identity.public_key == new.public_key) is registry_agreed
 
 
-async def test_registration_refused_is_a_clear_reason(world: World) -> None:
+async def test_registration_refused_is_a_clear_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the half-started node lets go of its socket, file lock and threads."""
+    monkeypatch.setattr(registration, "START_S", 0.5)
     await world.close_registry()
     with pytest.raises(PilotError, match="registration failed") as e:
-        await asyncio.wait_for(world.agent("alpha"), 60)
-    assert e.value.hint
+        await world.agent("alpha")
+    assert e.value.hint and not (world.root / "alpha" / "sock").exists()
+    await world.open_registry()
+    assert (await world.agent("alpha")).number == 1
 
 
 async def test_a_fast_asker_is_slowed_not_harmed(world: World) -> None:
