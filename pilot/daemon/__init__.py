@@ -1,5 +1,9 @@
 """The daemon: puts the parts of a node together and serves local clients.
 
-config, flags   settings                 node         assembly and life of one node
-main            the program              ipc*         requests of local clients (ipc.md)
+main            the program                     node            assembly and life of one node
+config, flags   settings                        identity        the key and its file; rotation: a new key
+registration    place in the registry           whereabouts     what it registers, whom it believes
+ipc             order of local requests         ipc_streams, ipc_node   what they mean
+local_socket    the Unix socket's file          names           hostnames of others, cached
+info            what the node says of itself    metrics         the same for Prometheus
 """
