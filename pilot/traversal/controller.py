@@ -33,6 +33,7 @@ from pilot.wire.frames import Capabilities
 log = logging.getLogger("pilot.traversal")
 
 DISCOVER_S = 5.0
+UNRESOLVED_S = 1.0
 
 
 @dataclass(slots=True)
@@ -84,6 +85,11 @@ class Traversal:
         self._endpoint_waiters: set[asyncio.Future[Addr]] = set()
         self._failures: dict[int, PilotError] = {}
         self._running = False
+        self._started = 0.0
+        self._udp_beacons: list[Addr] = []  # what the names mean
+        self._bridge: Addr | None = None
+        self._bridge_name = ""
+        self._bridge_only = False
 
     # ---- life ----
 
@@ -98,6 +104,7 @@ class Traversal:
         """Resolves the beacons and begins discovery. Beacons that do not resolve now are tried again
         later."""
         self._running = True
+        self._started = self._clock()
         self._discovery.set_local(self._config.local_hosts(), self._config.local_port)
         await self.refresh_beacons()
         self._arm()
@@ -196,7 +203,11 @@ class Traversal:
                 "why": "nothing was sent yet",
                 "history": [],
             }
-        return describe_path(machine, info, self._discovery.nat, self._clock())
+        described = describe_path(machine, info, self._discovery.nat, self._clock())
+        for way in (described["path"], *described["candidates"]):
+            if way and self._bridge and way["addr"] == show(self._bridge):
+                way["addr"], way["transport"] = self._bridge_name, "websocket"
+        return described
 
     def why(self, node: int) -> str:
         """The reason for the present path, in one sentence."""
@@ -244,10 +255,10 @@ class Traversal:
         return self._discovery.nat
 
     def beacons(self) -> list[dict[str, Any]]:
-        """State of each beacon."""
+        """State of each beacon. addr: `host:port`, the URL of one behind a bridge."""
         return [
             {
-                "addr": show(b.addr),
+                "addr": self._bridge_name if b.addr == self._bridge else show(b.addr),
                 "alive": b.alive,
                 "rtt_ms": None if b.rtt is None else round(b.rtt * 1e3, 3),
                 "observed": show(b.observed) if b.observed else None,
@@ -293,14 +304,59 @@ class Traversal:
                 log.warning("beacon name does not resolve", extra={"beacon": text, "error": str(error)})
                 continue
             found += [(str(i[4][0]), int(i[4][1])) for i in infos[:2]]
-        if found or not self._discovery.beacons():
-            self.paths.set_beacons(list(dict.fromkeys(found)), self._clock())
-            self._arm()
+        if found:
+            self._udp_beacons = list(dict.fromkeys(found))
+        self._apply_beacons()
+
+    def _apply_beacons(self) -> None:
+        beacons = [] if self._bridge_only else list(self._udp_beacons)
+        if self._bridge:
+            beacons.append(self._bridge)
+        self.paths.set_beacons(beacons, self._clock())
+        self._arm()
 
     def set_beacons(self, beacons: Sequence[str]) -> None:
         """Replaces the configured beacons (`host:port`), for instance by the registry's list."""
         self._config.beacons = tuple(beacons)
         self._spawn(self.refresh_beacons())
+
+    # ---- transport ----
+
+    @property
+    def udp_silent(self) -> bool:
+        """No beacon answers over UDP: each left several questions in a row unanswered, or no name of one resolves."""
+        if self._bridge_only:
+            return True
+        if not self._udp_beacons:
+            return bool(self._config.beacons) and self._clock() - self._started >= UNRESOLVED_S
+        return self._discovery.silent
+
+    async def udp_beacons(self) -> list[Addr]:
+        """Where the beacons are, asked anew if no name has resolved yet."""
+        if not self._udp_beacons:
+            await self.refresh_beacons()
+        return list(self._udp_beacons)
+
+    def suspect(self) -> None:
+        """Asks the beacons whether they are there if a peer that is wanted cannot be reached by any path. Cheap."""
+        now = self._clock()
+        if self.paths.in_trouble(now):
+            self.check_beacons()
+
+    def check_beacons(self) -> None:
+        """Asks all beacons now, at most once a second."""
+        self._discovery.check(self._clock())
+        self._arm()
+
+    def use_bridge(self, bridge: Addr | None, name: str = "", with_udp: bool = False) -> None:
+        """The beacon is reached through `bridge`, a local address (name: what users read for it), and over UDP only
+        if with_udp. None: over UDP alone. Every path is tried again."""
+        self._bridge, self._bridge_name = bridge, name
+        self._bridge_only = bridge is not None and not with_udp
+        self._discovery.set_blocked(self._bridge_only)
+        self._apply_beacons()
+        self.paths.network_changed(self._clock())
+        self._arm()
 
     # ---- questions to the registry (peer_paths.Questions) ----
 

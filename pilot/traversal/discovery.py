@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 from pilot.traversal.candidates import NEVER
 from pilot.traversal.decisions import Addr
-from pilot.traversal.nat import NatType, scope
+from pilot.traversal.nat import NatType, Scope, scope
 
 KEEPALIVE_S = 20.0  # below the 30 s after which many NATs forget
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # after an unanswered question; the last one repeats
 DEAD_MISSES = 3
+SILENT_MISSES = 3  # in a row, 0.25 and 0.5 s apart
 ANSWER_S = 5.0  # an answer later than this belongs to nothing we asked
 CHECK_EVERY_S = 1.0
 STALE_NAMES_S = 10.0
@@ -90,6 +91,7 @@ class Discovery:
         self.nat = NatType.UNKNOWN
         self.endpoint: Addr | None = fixed
         self._fixed = fixed is not None
+        self._blocked = False
         self._local: frozenset[Addr] = frozenset()
         self._beacons: dict[Addr, Beacon] = {}
         self._checked = NEVER
@@ -119,6 +121,19 @@ class Discovery:
             self._out.append(BeaconsChanged())
             self._infer()
 
+    def set_blocked(self, blocked: bool) -> None:
+        """No UDP gets out: the beacon in use is reached by other means and knows no endpoint of ours."""
+        if blocked != self._blocked:
+            self._blocked = blocked
+            if blocked and not self._fixed:
+                self.endpoint = None
+            self._infer()
+
+    @property
+    def silent(self) -> bool:
+        """Every beacon has left several questions in a row unanswered."""
+        return bool(self._beacons) and all(b.asked >= SILENT_MISSES for b in self._beacons.values())
+
     def beacons(self) -> list[Beacon]:
         """All beacons in the configured order."""
         return list(self._beacons.values())
@@ -135,13 +150,14 @@ class Discovery:
         known = self._beacons.get(beacon)
         if not known or now - known.last_sent > ANSWER_S:
             return
-        news = not known.alive or known.observed != observed or known.rtt is None
+        seen = observed if scope(observed[0]) is not Scope.NONE else None  # a beacon behind a stream tells none
+        news = not known.alive or known.observed != seen or known.rtt is None
         if known.asked == 1:  # otherwise nobody knows which question this answers
             rtt = now - known.last_sent
             known.rtt = rtt if known.rtt is None else known.rtt + (rtt - known.rtt) / 4
         known.last_reply = now
         known.asked = 0
-        known.observed = observed
+        known.observed = seen
         known.next_send = now + KEEPALIVE_S
         self._silent_since = None
         if news:
@@ -201,6 +217,8 @@ class Discovery:
 
     def _classify(self, seen: list[Beacon]) -> NatType:
         """As far as discover replies can tell: filtering needs a beacon that answers from elsewhere."""
+        if self._blocked:
+            return NatType.BLOCKED
         observed = [b.observed for b in seen if b.observed]
         if not observed:
             return NatType.UNKNOWN

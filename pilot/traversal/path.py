@@ -42,6 +42,7 @@ from pilot.traversal.path_actions import (
     RequestPunch,
     SetPath,
 )
+from pilot.traversal.punching import HOLD_S, Punching
 from pilot.traversal.story import Story, kind_of, punch_failure
 
 BURST_S = (0.0, 0.2, 0.5)  # three attempts per candidate
@@ -77,9 +78,7 @@ class PathMachine:
         self._addressed = False  # the registry has answered
         self._opening = False
         self._race_from: float | None = None
-        self._punch_due: list[float] = []
-        self._punch_asked = NEVER
-        self._punched_at = NEVER
+        self._punching = Punching()
         self._relay_at: float | None = None
         self._retry_at: float | None = None
         self._retries = 0
@@ -131,9 +130,10 @@ class PathMachine:
         """All known ways, the active one first, then by tier and round-trip time."""
         return self._ways.ranked(self.active)
 
-    def direct_targets(self) -> list[Addr]:
+    def direct_targets(self, now: float) -> list[Addr]:
         """Where key exchange frames go directly: at most 4 addresses, none if either side is relay-only."""
-        return [] if self.relay_only else [c.addr for c in self.candidates() if not c.relay][:4]
+        ways = [] if self.relay_only else self.candidates()
+        return [c.addr for c in ways if not c.relay and not self._punching.wait(c, now)][:4]
 
     # ---- facts ----
 
@@ -142,11 +142,11 @@ class PathMachine:
     ) -> None:
         """The registry's answer. relay_only: the peer shows no address; it is reached through beacons and
         never punched."""
-        self._addressed = True
         self.relay_only = self._hidden or relay_only
         if self.relay_only:
+            self._addressed = True
             self._ways.drop_direct()
-            self._punch_due.clear()
+            self._punching.cancel()
             if self.active and not self.active.relay:
                 self.active = None
                 self._carry_by_relay(now)
@@ -155,16 +155,19 @@ class PathMachine:
         named += [self._ways.add(a, False, Source.LAN, now) for a in lan[:4]]
         self._ways.keep_only(set(registered), Source.REGISTERED, self.active)
         self._ways.keep_only(set(lan), Source.LAN, self.active)
-        if self._opening and self._punch_asked == NEVER:
+        if self._ways.has_beacon() and not self._addressed:
+            self._punching.hold(now + HOLD_S, now)  # whoever looks for whom: the one that looks asks for a punch
+        self._addressed = True
+        if self._opening and self._punching.asked == NEVER:
             self._plan_punches(OPENING_PUNCH_S, now)
         if self.session and any(c and c.added == now for c in named):
-            for candidate in named:
-                if candidate and candidate.added == now:
-                    candidate.burst(BURST_S, now)
             if self.phase is not Phase.DIRECT:
                 self._plan_punches(PUNCH_S, now)
                 if self._race_from is not None:
                     self._race_from = now  # the race cannot be over before the addresses were tried
+            for candidate in named:
+                if candidate and candidate.added == now:
+                    self._burst(candidate, BURST_S, now)
 
     def set_relays(self, relays: Sequence[tuple[Addr, float | None]], now: float) -> None:
         """The usable beacons, best first, with their round-trip times (seconds, None if unknown)."""
@@ -174,7 +177,7 @@ class PathMachine:
         stranded = self.active and self.active.relay and not self._ways.has_beacon(self.active.addr)
         if self.session and self._relay_at is None and (self.active is None or stranded):
             self._carry_by_relay(now)
-        if self._opening and self._punch_asked == NEVER and not self._punch_due:
+        if self._opening and self._punching.asked == NEVER and self._punching.deadline() is None:
             self._plan_punches(OPENING_PUNCH_S, now)
 
     # ---- demand and session ----
@@ -187,7 +190,7 @@ class PathMachine:
             if not self._opening:
                 self._opening = True
                 self.story.restart()
-                self._punch_asked = NEVER
+                self._punching.asked = NEVER
                 self._plan_punches(OPENING_PUNCH_S, now)
         elif fresh and self.phase is Phase.LOST:
             self._start_race(now, first=True)
@@ -196,7 +199,7 @@ class PathMachine:
         """The key exchange got no session."""
         if not self.session and self._opening:
             self._opening = False
-            self._punch_due.clear()
+            self._punching.cancel()
             self.story.tell(
                 Step.GAVE_UP, f"Trying to reach the peer... failed ({reason}, {attempts} attempts)", now
             )
@@ -267,7 +270,7 @@ class PathMachine:
 
     def awaits_punch(self, now: float) -> bool:
         """A punch was asked for lately and the peer is not reached directly."""
-        return now - self._punch_asked < 3.0 and self.phase is not Phase.DIRECT
+        return self._punching.awaited(now) and self.phase is not Phase.DIRECT
 
     def punch_command(self, addr: Addr, now: float) -> None:
         """A beacon told both sides to punch now. Probes follow the opening packets, spaced by the measured
@@ -275,7 +278,7 @@ class PathMachine:
         the first may arrive before the peer has opened its side."""
         if self.relay_only:
             return
-        self._punched_at = now
+        self._punching.command(now)
         self.story.punch_arranged = True
         candidate = self._ways.add(addr, False, Source.PUNCH, now)
         for c in self._ways.direct():
@@ -342,8 +345,9 @@ class PathMachine:
         """When `tick` has something to do; None for never."""
         times: list[float] = []
         path = self.active
-        if self._punch_due:
-            times.append(self._punch_due[0])
+        punch = self._punching.deadline()
+        if punch is not None:
+            times.append(punch)
         if self.session:
             times += [max(c.due[0], self._suspended) for c in self._ways if c.due]
             times += [t for t in (self._relay_at, self._retry_at) if t is not None]
@@ -360,9 +364,11 @@ class PathMachine:
     def tick(self, now: float) -> None:
         """Sends what is due and draws conclusions from what did not come."""
         self._now = now
-        if self._punch_due and self._punch_due[0] <= now:
-            self._punch_due = [t for t in self._punch_due if t > now]
-            self._ask_for_punch(now)
+        if self._punching.request_due(now) and self.phase is not Phase.DIRECT and not self.relay_only:
+            self._punching.asked = now
+            self._out.append(RequestPunch())
+        if self._punching.hold_ends(now) and self._opening:
+            self._out.append(ExchangeAgain())
         if not self.session:
             return
         if self._relay_at is not None and self._relay_at <= now:
@@ -399,6 +405,7 @@ class PathMachine:
         self._race_from = now
         self._retry_at = None
         self._retries = 0
+        self._plan_punches(PUNCH_S, now)
         relays = 0
         for candidate in self.candidates():
             candidate.sent = 0
@@ -406,8 +413,7 @@ class PathMachine:
                 relays += 1
                 if relays > 2:
                     continue
-            candidate.burst(RELAY_BURST_S if candidate.relay else BURST_S, now)
-        self._plan_punches(PUNCH_S, now)
+            self._burst(candidate, RELAY_BURST_S if candidate.relay else BURST_S, now)
 
     def _direct_attempts(self) -> int:
         """Direct probes of this race; those beyond the burst belong to punches."""
@@ -449,10 +455,10 @@ class PathMachine:
             return
         self._retries += 1
         self._retry_at = now + self._retry_gap
+        self._plan_punches((0.0,), now)
         for candidate in self._ways:
             if not candidate.relay or lost:
-                candidate.burst((0.0,), now)
-        self._plan_punches((0.0,), now)
+                self._burst(candidate, (0.0,), now)
         if lost or self._retries % 4 == 0:
             self._ask_addresses(now)
 
@@ -460,14 +466,12 @@ class PathMachine:
         # Before the registry has answered nobody knows whether the peer wants to be punched.
         direct = self._ways.direct()
         reachable = any(scope(c.addr[0]) is not Scope.LOOPBACK for c in direct)
-        if self._addressed and not self.relay_only and self._ways.has_beacon() and (reachable or not direct):
-            self._punch_due = [now + offset for offset in offsets]
+        beacon = self._ways.best_relay()
+        if self._addressed and not self.relay_only and beacon and (reachable or not direct):
+            self._punching.plan(offsets, self._ways.beacon_rtt(beacon.addr), now)
 
-    def _ask_for_punch(self, now: float) -> None:
-        if self.phase is Phase.DIRECT or self.relay_only or now - self._punched_at < 0.2:
-            return
-        self._punch_asked = now
-        self._out.append(RequestPunch())
+    def _burst(self, candidate: Candidate, offsets: tuple[float, ...], now: float) -> None:
+        candidate.burst(offsets, now + self._punching.wait(candidate, now))
 
     def _ask_addresses(self, now: float) -> None:
         if now - self._asked_at >= 10.0:
@@ -483,7 +487,7 @@ class PathMachine:
         if self.active is not answered:
             return
         if not answered.relay:
-            self._punch_due.clear()
+            self._punching.cancel()
             self._retry_at = None
             attempts = max(1, self._direct_attempts())
             self.story.connected(answered, self.kind, None, attempts, now)

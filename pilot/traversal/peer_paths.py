@@ -153,6 +153,13 @@ class PeerPaths:
         path = machine.active if machine else None
         return path is not None and path.answered and self.exchange.is_proved(node)
 
+    def in_trouble(self, now: float) -> bool:
+        """A peer that somebody wants now is reached by no path that answers."""
+        return any(
+            m.wanted_until > now and not (m.active and m.active.answered and not m.active.doubtful(now))
+            for m in self._machines.values()
+        )
+
     def forget(self, node: int) -> None:
         """Forgets session, path and everything learned about `node`; its connections are reset. A pin
         stays."""
@@ -385,7 +392,7 @@ class PeerPaths:
     def _do_exchange(self, action: key.Action, now: float) -> None:
         if isinstance(action, key.SendDirect):
             machine = self._machines.get(action.node)
-            for addr in machine.direct_targets() if machine else ():
+            for addr in machine.direct_targets(now) if machine else ():
                 self._send(addr, action.data)
         elif isinstance(action, key.SendTo):
             if not self._hidden:

@@ -148,6 +148,7 @@ class Site:
         self.carrier = carrier
         self.options: dict[str, Any] = {"timeout_s": timeout_s, "hairpin": hairpin, "input_open": input_open}
         self.hosts: list[Host] = []
+        self._last = 9  # part of the last inside address given out
         self.public_ip = lab.next_public_ip()
         self.index = len(lab.sites) + 1
         self.router = self.edge = Namespace(lab, f"{name}-r")
@@ -174,10 +175,13 @@ class Site:
         for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
             ns.sysctl(f"net.netfilter.{name}", self.options["timeout_s"])
 
+    def _inside_ip(self) -> str:
+        self._last += 1
+        return f"192.168.{self.index}.{self._last}"
+
     def host(self, name: str) -> Host:
-        n = len(self.hosts) + 10
-        host = Host(self.lab, name, f"192.168.{self.index}.{n}")
-        port = f"p{n}"
+        host = Host(self.lab, name, self._inside_ip())
+        port = f"p{self._last}"
         self.lab.cable(self.router, port, None, host, "eth0", f"{host.ip}/24")
         self.router.ip_cmd("link", "set", port, "master", "lan")
         host.ip_cmd("route", "add", "default", "via", f"192.168.{self.index}.1")
@@ -186,12 +190,10 @@ class Site:
 
     def renumber(self, host: Host) -> None:
         """The inside address changes: a laptop that joined another network."""
-        old = host.ip
-        n = int(old.rsplit(".", 1)[1]) + 100
-        host.ip = f"192.168.{self.index}.{n}"
+        host.ip = self._inside_ip()
+        host.ip_cmd("addr", "flush", "dev", "eth0")
         host.ip_cmd("addr", "add", f"{host.ip}/24", "dev", "eth0")
-        host.ip_cmd("addr", "del", f"{old}/24", "dev", "eth0")
-        host.ip_cmd("route", "replace", "default", "via", f"192.168.{self.index}.1")
+        host.ip_cmd("route", "add", "default", "via", f"192.168.{self.index}.1")
 
     def move(self) -> None:
         """The provider gives the router another public address; its hosts are not told. Mappings of the old one are gone."""

@@ -21,7 +21,8 @@ class _Mapping:
 
 
 class Nat:
-    """mapping: "eim" (one outside port per inside address) or "apdm" (one per destination, symmetric).
+    """open_input: the router takes a packet that it lets to nobody for itself, and so gives that pair of endpoints away: what goes out
+    to that sender gets another port (many Linux routers). mapping: "eim" (one outside port per inside address) or "apdm" (one per destination, symmetric).
     filtering: "none", "addr" or "port". ports: "random", "sequential" or "keep"."""
 
     def __init__(
@@ -34,6 +35,7 @@ class Nat:
         timeout_s: float = 120.0,
         hairpin: bool = False,
         ports: str = "random",
+        open_input: bool = False,
         outer: Nat | None = None,
     ) -> None:
         self.ip = ip
@@ -42,6 +44,8 @@ class Nat:
         self.timeout_ns = int(timeout_s * SECOND)
         self.hairpin = hairpin
         self.outer = outer
+        self.open_input = open_input
+        self._taken: dict[tuple[int, Addr], int] = {}  # outside port, stranger: last packet from there
         self._ports = ports
         self._rng = rng
         self._next_port = 20000
@@ -52,6 +56,9 @@ class Nat:
         """Translates a packet that leaves; returns its outside source."""
         key: object = src if self.mapping == "eim" else (src, dst)
         entry = self._by_key.get(key)
+        if entry and self._is_taken(entry.port, dst, now_ns):
+            key = (src, dst)
+            entry = self._by_key.get(key)
         if entry is None or now_ns - entry.used_ns > self.timeout_ns:
             if entry:
                 self._by_port.pop(entry.port, None)
@@ -70,13 +77,20 @@ class Nat:
         if self.filtering != "none":
             sent = entry.allowed.get(self._seen(src))
             if sent is None or now_ns - sent > self.timeout_ns:
+                if self.open_input:
+                    self._taken[port, src] = now_ns
                 return None
         return entry.inside
+
+    def _is_taken(self, port: int, dst: Addr, now_ns: int) -> bool:
+        at = self._taken.get((port, dst))
+        return at is not None and now_ns - at < 30 * SECOND
 
     def reset(self) -> None:
         """All mappings are lost, as by a restart of the router."""
         self._by_key.clear()
         self._by_port.clear()
+        self._taken.clear()
 
     def _seen(self, remote: Addr) -> object:
         return remote[0] if self.filtering == "addr" else remote

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pilot.wire.frames import Capabilities
 from simnat import KINDS, SECOND, Addr, Nat
 
 from pilot._core import (
@@ -36,6 +35,7 @@ from pilot.traversal.discovery import Discovery, DiscoveryAction, EndpointChange
 from pilot.traversal.path import PathMachine
 from pilot.traversal.peer_paths import Addresses, PeerPaths
 from pilot.tunnel.exchange import KeyExchange
+from pilot.wire.frames import Capabilities
 
 CAPS = Capabilities(features=CAP_NOCRC | CAP_STREAM_OPTS, max_segment=8192, reorder_segments=65536)
 PORT = 1001
@@ -177,6 +177,13 @@ class SimNode:
 
     def stop(self) -> None:
         self.up = False
+
+    @property
+    def outside_ip(self) -> str:
+        nat = self.nat
+        while nat and nat.outer:
+            nat = nat.outer
+        return nat.ip if nat else self.inside[0]
 
     def trust(self, other: SimNode) -> None:
         self.engine.set_trusted(other.number, True)
@@ -407,14 +414,18 @@ class World:
         if beacon:
             beacon.input(data, src)
             return
+        link = next((n.link for n in self.nodes.values() if n.outside_ip == dst[0]), None)
+        if link and self.rng.random() >= link.loss:
+            self.at(self.now_ns + int(self._delay(link) * SECOND), lambda: self._enter(src, dst, data))
+
+    def _enter(self, src: Addr, dst: Addr, data: bytes) -> None:
+        """A datagram has come over the link to the outermost router, or to a host without one."""
         target: Addr | None = dst
         while target and target[0] in self.nats:
             target = self.nats[target[0]].inbound(src, target[1], self.now_ns)
         node = next((n for n in self.nodes.values() if n.inside == target), None) if target else None
-        if not node or (node.nat is not None and target == dst):
-            return  # nobody there, or an inside address that is not reachable from here
-        if self.rng.random() >= node.link.loss:
-            self.at(self.now_ns + int(self._delay(node.link) * SECOND), lambda: self._arrive(node, data, src))
+        if node and (node.nat is None or target != dst):  # an inside address is not reachable from here
+            self._arrive(node, data, src)
 
     def _arrive(self, node: SimNode, data: bytes, src: Addr) -> None:
         if node.up:

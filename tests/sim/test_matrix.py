@@ -76,3 +76,35 @@ def test_loss(a_kind: str, b_kind: str, seed: int) -> None:
     talk(world, a, b, limit_s=30.0)
     wanted = Phase.DIRECT if best_is_direct(a_kind, b_kind) else Phase.RELAYED
     assert world.run(30.0, lambda: a.machine(b).phase is wanted and b.machine(a).phase is wanted)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_routers_that_take_early_punches_for_themselves(seed: int) -> None:
+    """A frame that comes before the peer has sent anything spoils the peer's port toward us. So nothing goes to an address
+    behind a NAT before a beacon has told both sides; then the first frames cross on the way, however unequal the links are."""
+    world = World(seed)
+    a, b = world.pair("port_restricted", "port_restricted")
+    a.link.delay_s, b.link.delay_s = (0.003, 0.060) if seed % 2 else (0.040, 0.010)
+    for node in (a, b):
+        assert node.nat
+        node.nat.open_input = True
+    if seed % 4 > 1:
+        a, b = b, a
+    world.run(1.0)
+    talk(world, a, b)
+    assert world.run(2.0, lambda: a.machine(b).phase is Phase.DIRECT and b.machine(a).phase is Phase.DIRECT)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_spoiled_port_recovers(seed: int) -> None:
+    """Even if it happened: the entry is forgotten, and some later attempt finds both ports clean."""
+    world = World(seed)
+    a, b = world.pair("port_restricted", "port_restricted")
+    for node in (a, b):
+        assert node.nat
+        node.nat.open_input = True
+    world.run(1.0)
+    assert a.nat and b.nat
+    b.nat._taken[b.nat._by_key[b.inside].port, (a.nat.ip, a.nat._by_key[a.inside].port)] = world.now_ns
+    talk(world, a, b)
+    assert world.run(180.0, lambda: a.machine(b).phase is Phase.DIRECT and b.machine(a).phase is Phase.DIRECT)

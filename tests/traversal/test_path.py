@@ -21,6 +21,7 @@ from pilot.traversal.path_actions import (
     RequestPunch,
     SetPath,
 )
+from pilot.traversal.punching import HOLD_S
 
 PEER = ("203.0.113.2", 4000)
 LAN = ("192.168.1.3", 4000)
@@ -75,6 +76,8 @@ class Driver:
         self.machine.want(self.now)
         self.machine.set_addresses([PEER], [], False, self.now)
         self.run(0.1)
+        if direct:
+            self.machine.hint(PEER, self.now)
         self.machine.session_ready(direct, self.now)
 
 
@@ -132,6 +135,36 @@ def test_never_to_an_unproved_address() -> None:
     assert {PEER, ("203.0.113.66", 1), ("203.0.113.67", 2), ("203.0.113.68", 3)} <= probed
 
 
+def test_nothing_goes_to_a_foreign_nat_before_the_punch() -> None:
+    """It could spoil the port the peer is known by. The relay carries meanwhile, the local network is not concerned."""
+    d = Driver()
+    d.machine.want(d.now)
+    d.machine.set_addresses([PEER], [LAN], False, d.now)
+    d.run(0.02)
+    assert d.machine.direct_targets(d.now) == [LAN] and d.of(RequestPunch)
+    d.machine.session_ready(False, d.now)
+    d.run(0.02)
+    assert {a.addr for a in d.of(Probe)} == {BEACON, LAN} and d.of(SetPath) == [SetPath(BEACON, True)]  # type: ignore[union-attr]
+    d.machine.punch_command(PEER, d.now)
+    d.run(0.001)
+    assert PEER in {a.addr for a in d.of(Probe)} and d.of(PunchTo)  # type: ignore[union-attr]
+    assert d.machine.direct_targets(d.now)[:2] == [LAN, PEER]
+
+
+def test_a_beacon_that_knows_nothing_of_the_peer_delays_little() -> None:
+    d = Driver()
+    d.answers = {(PEER, False): 0.012}
+    d.machine.want(d.now)
+    d.machine.set_addresses([PEER], [], False, d.now)
+    start = d.now
+    d.run(0.5)
+    again = [at for at, a in d.actions if isinstance(a, ExchangeAgain)]
+    assert again and again[0] - start <= HOLD_S and d.machine.direct_targets(d.now) == [PEER]
+    d.machine.session_ready(False, d.now)
+    d.run(1.0)
+    assert d.machine.phase is Phase.DIRECT
+
+
 def test_lan_is_best() -> None:
     d = Driver()
     d.answers = {(BEACON, True): 0.04, (PEER, False): 0.010, (LAN, False): 0.011}
@@ -176,7 +209,7 @@ def test_hidden_node_shows_itself_to_nobody() -> None:
     d.start()
     d.machine.punch_command(PEER, d.now)
     d.run(60.0)
-    assert not d.of(PunchTo) and d.machine.direct_targets() == []
+    assert not d.of(PunchTo) and d.machine.direct_targets(d.now) == []
     assert {a.relay for a in d.of(Probe)} == {True}  # type: ignore[union-attr]
 
 
@@ -248,6 +281,7 @@ def test_foreign_peer_answers_through_the_beacon_first() -> None:
     d = Driver()
     d.answers[(BEACON, True)] = 0.04
     d.start()
+    d.machine.punch_command(PEER, d.now)
     d.run(0.001)
     for _ in range(3):
         probe = next(a for _, a in reversed(d.actions) if isinstance(a, Probe) and not a.relay)
