@@ -305,6 +305,10 @@ class Node:
     def _identity_changed(self) -> None:
         self.trust.set_public_key(self.identity.public_key)
         self.traversal.identity_changed()
+        nodes = [peer["node"] for peer in self.plane.peers() if peer["session"]]
+        task = asyncio.get_running_loop().create_task(self.trust.announce_key(nodes))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _registered(self, again: bool) -> None:
         """The registry knows this node, perhaps under a new number."""

@@ -24,6 +24,7 @@ ONE_SEGMENT = 4000  # bytes of a message; receivers take one segment, below 4096
 DIAL_S = 10.0
 HEAD_START_S = 1.0  # a request goes directly; after that the registry is asked to carry it as well
 REVOKE_DIAL_S = 5.0  # the peer's connections end after the notice, so it must not be able to hold it up
+REPLAY_S = 610
 AHEAD_S = 20  # receivers take clocks that are up to 30 s ahead
 MAX_STAMPS = 1024
 LINGER_S = 0.5
@@ -45,7 +46,7 @@ class Courier:
         now: Unix seconds."""
         self._own_node = own_node
         self._hub = hub
-        self._public_key = public_key
+        self.public_key = public_key
         self._sign = sign
         self._now = now
         self._stamps: OrderedDict[tuple[int, str], int] = OrderedDict()
@@ -74,6 +75,11 @@ class Courier:
             stream.close()
         return True
 
+    def lately(self, node: int, type_: str) -> bool:
+        """Whether a message of this type was made for `node` in the last 10 minutes. Published daemons take the next one for a
+        replay, whatever its text and time."""
+        return self._stamps.get((node, type_), 0) > self._now() - REPLAY_S
+
     def message(self, node: int, type_: str, *, justification: str = "", reason: str = "") -> bytes:
         """The bytes of a signed message; texts are cut so that it fits one segment."""
         timestamp = self._timestamp(node, type_)
@@ -82,7 +88,7 @@ class Courier:
                 type_,
                 self._own_node(),
                 node,
-                self._public_key,
+                self.public_key,
                 self._sign,
                 timestamp=timestamp,
                 justification=justification,
@@ -105,23 +111,27 @@ class Courier:
 
 
 async def ask(courier: Courier, registry: TrustRegistry, node: int, justification: str) -> None:
-    """A request for the trust of `node`: directly, and through the registry too if that takes long.
+    """A request for the trust of `node`: directly, and through the registry too if that takes long or if the peer may take the
+    direct one for a replay.
 
     Raises PilotError (`handshake relay: ...`) if both fail."""
+    repeated = courier.lately(node, REQUEST)
     direct = asyncio.ensure_future(courier.deliver(node, REQUEST, justification=justification))
     ways: set[asyncio.Future[Any]] = {direct}
     try:
-        await asyncio.wait(ways, timeout=HEAD_START_S)
-        if direct.done() and direct.result():
-            return
+        if not repeated:
+            await asyncio.wait(ways, timeout=HEAD_START_S)
+            if direct.done() and direct.result():
+                return
         relay = asyncio.ensure_future(_ask_registry(registry, node, justification))
         ways.add(relay)
         waiting = set(ways)
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if (relay in done and relay.exception() is None) or (direct in done and direct.result()):
+            if (relay in done and relay.exception() is None) or (direct in done and direct.result() and not repeated):
                 return
-        await relay
+        if not direct.result():
+            await relay
     finally:
         for way in ways:
             way.cancel()

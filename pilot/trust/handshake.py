@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pilot.errors import PilotError
@@ -191,6 +191,8 @@ class HandshakeMachine:
         none."""
         node = msg.node_id
         trusted = self.store.trusted.get(node)
+        if trusted and msg.type == ACCEPT and trusted.public_key not in (b"", msg.key) and msg.key == peer_key:
+            return self._key_replaced(trusted, msg.key)
         known = [k for k in (peer_key, trusted.public_key if trusted else b"") if k]
         if any(k != msg.key for k in known):
             self._drop("key_mismatch")
@@ -333,6 +335,13 @@ class HandshakeMachine:
             Emit("trust.changed", {"peer_node_id": node, "state": "granted", "reason": "accepted"}),
             Report(node),
         ]
+
+    def _key_replaced(self, peer: TrustedPeer, key: bytes) -> list[Action]:
+        """A trusted node says in a session that its pinned key authenticated that it has another key now, and the registry has
+        that key too. Neither the registry alone nor a stranger can do that."""
+        self.store.trusted[peer.node_id] = replace(peer, public_key=key)
+        self.changed = True
+        return [Grant(peer.node_id, key), Emit("trust.key_replaced", {"peer_node_id": peer.node_id})]
 
     def _rejected(self, node: int, reason: str) -> list[Action]:
         if self.store.requested.pop(node, None) is None:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -138,7 +138,13 @@ class TrustService:
 
     def set_public_key(self, public_key: bytes) -> None:
         """The node's identity key was replaced (32 bytes); `sign` signs with the new one already."""
-        self._public_key = public_key
+        self._courier.public_key = public_key
+
+    async def announce_key(self, nodes: Iterable[int]) -> None:
+        """Tells trusted ones of `nodes` the new identity key, inside sessions that the old one authenticated: they pin it."""
+        for node in nodes:
+            if self.store.is_trusted(node):
+                await self._apply(node, [Send(node, ACCEPT)])
 
     def notify(self) -> None:
         """The beacon says that the registry holds something for us (0x0A, kind 1). May be forged: limited."""

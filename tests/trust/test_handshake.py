@@ -302,3 +302,18 @@ def test_encode_and_parse_agree(justification: str, reason: str) -> None:
     again = HandshakeMessage.parse(msg.encode())
     assert again.encode() == msg.encode()
     assert json.loads(msg.encode())["reason"] == reason
+
+
+def test_a_trusted_node_takes_another_key(ann: Person, bob: Person) -> None:
+    """It says so in its own session and the registry agrees; from then on the old key counts for nothing."""
+    bob.hears(ann, ann.message(REQUEST, 2))
+    bob.machine.approve(1, NOW)
+    renewed = Person(7)
+    accept = HandshakeMessage.build(ACCEPT, 1, 2, renewed.public, renewed.key.sign, timestamp=NOW)
+    later = HandshakeMessage.build(ACCEPT, 1, 2, renewed.public, renewed.key.sign, timestamp=NOW + 1)
+    assert events(bob.hears(ann, accept, peer_key=ann.public)) == ["security.key_mismatch"]  # the registry does not say so
+    assert events(bob.hears(ann, later, peer_key=renewed.public)) == ["trust.key_replaced"]
+    assert bob.machine.store.trusted[1].public_key == renewed.public
+    old = ann.message(REVOKE, 2)
+    assert events(bob.hears(ann, old, peer_key=ann.public)) == ["security.key_mismatch"]
+    assert bob.trusts(ann)

@@ -305,6 +305,30 @@ async def test_a_second_request_while_the_first_lies_in_the_inbox(world: World) 
     assert 2 in ann.trust.store.requested
 
 
+async def test_a_request_soon_after_another_goes_through_the_registry_too(world: World) -> None:
+    """Published daemons take a second direct request within ten minutes for a replay."""
+    ann, bob = world.node(1), world.node(2)
+    await ann.trust.send(2, "first")
+    await until(lambda: 1 in bob.trust.store.pending)
+    assert not world.registry.requests
+    await bob.trust.reject(1)
+    await until(lambda: 2 not in ann.trust.store.requested)
+    await ann.trust.send(2, "second")
+    assert world.registry.requests[2][1]["justification"] == "second"
+
+
+async def test_a_new_key_reaches_the_peers(world: World) -> None:
+    ann, bob = world.node(1), world.node(2)
+    await befriend(ann, bob)
+    ann.key = Ed25519PrivateKey.from_private_bytes(bytes([9]) * 32)
+    ann.trust._courier._sign = ann.key.sign  # the identity is one object that becomes another
+    world.registry.keys[1] = ann.key.public_key().public_bytes_raw()
+    ann.trust.set_public_key(world.registry.keys[1])
+    await ann.trust.announce_key([2, 5])
+    await until(lambda: bob.side.pins.get(1) == world.registry.keys[1])
+    assert bob.trusts(ann)
+
+
 async def test_the_same_call_twice(world: World) -> None:
     ann, bob = world.node(1), world.node(2)
     first = asyncio.ensure_future(ann.trust.send(2))
