@@ -45,7 +45,8 @@ def _describe(label: str, reply: dict[str, Any]) -> str:
             lines.append(f"  {name + ':':<12}{clean(value)}")
 
     if isinstance(way, dict):
-        add("Path", f"{way.get('kind')} via {way.get('addr')}")
+        carrier = " over WebSocket" if way.get("transport") == "websocket" else ""
+        add("Path", f"{way.get('kind')}{carrier} via {way.get('addr')}")
         if way.get("rtt_ms") is not None:
             add("RTT", millis(number(way["rtt_ms"])))
         if way.get("overhead_ms") is not None:

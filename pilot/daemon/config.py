@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pilot.daemon.dial import Door
 from pilot.daemon.flags import BY_NAME, FLAGS, Flag, parse_command_line, usage_error
 from pilot.errors import PilotError
 
@@ -36,6 +38,8 @@ class DaemonConfig:
     public: bool = False
     networks: tuple[int, ...] = ()
     relay_only: bool = False
+    transport: str = "auto"
+    door: Door = field(default_factory=lambda: Door("wss://localhost/v1/compat"))
     keepalive: float = 30.0
     idle_timeout: float = 120.0
     time_wait: float = 10.0
@@ -168,6 +172,23 @@ def load(argv: Sequence[str], env: Mapping[str, str]) -> DaemonConfig:
     return _assemble(values, env)
 
 
+def _door(values: Mapping[str, Any], beacon_host: str) -> Door:
+    pin, trust = values["compat_fingerprint"].replace(":", "").lower(), values["tls_trust"]
+    if pin and not re.fullmatch(r"[0-9a-f]{64}", pin):
+        raise usage_error("flag -compat-fingerprint: want the 64 hex digits of a SHA-256")
+    if trust == "pinned" and not pin:
+        raise usage_error("flag -tls-trust pinned: needs the -compat-fingerprint")
+    host = f"[{beacon_host}]" if ":" in beacon_host else beacon_host
+    door = Door(
+        values["compat_beacon"] or f"wss://{host}/v1/compat", "" if trust == "system" else pin, values["proxy"]
+    )
+    try:
+        door.uri()
+    except PilotError as error:
+        raise usage_error(f"flag -compat-beacon: {error.message}") from None
+    return door
+
+
 def _assemble(values: dict[str, Any], env: Mapping[str, str]) -> DaemonConfig:
     if not values["registry"]:
         raise PilotError(
@@ -193,10 +214,12 @@ def _assemble(values: dict[str, Any], env: Mapping[str, str]) -> DaemonConfig:
         raise usage_error("flag -relay-only hides the endpoint: leave out -endpoint and -advertise-endpoint")
     if values["registry_tls"] and values["registry_trust"] == "pinned" and not values["registry_fingerprint"]:
         raise usage_error("flag -registry-tls: needs -registry-fingerprint, or -registry-trust system")
+    door = _door(values, beacon[0])
     home = Path(env.get("PILOT_HOME") or env.get("HOME") or Path.home()) / ".pilot"
     special = {
         "registry": registry,
         "beacon": beacon,
+        "door": door,
         "listen": _listen(values["listen"]),
         "socket": Path(values["socket"]).absolute(),
         "home": home.absolute(),

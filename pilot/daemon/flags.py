@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pilot.daemon.dial import check_proxy
 from pilot.flags import (
     Flag,
     FlagTable,
@@ -40,6 +41,14 @@ FLAGS: tuple[Flag, ...] = (
     Flag("public", parse_bool, "false", "visible and reachable for every registered node"),
     Flag("networks", parse_ids, "", "networks to join after registration, numbers separated by commas"),
     Flag("relay-only", parse_bool, "false", "hide this host's address: all traffic through the beacon"),
+    Flag("transport", one_of("auto", "udp", "compat"), "auto",
+         "udp, compat (a WebSocket to the beacon, TCP 443), or auto: compat while no UDP gets out", env="PILOT_TRANSPORT"),
+    Flag("compat-beacon", str, "", "WebSocket URL of the beacon (default: wss://, the beacon's host, /v1/compat)"),
+    Flag("tls-trust", one_of("", "system", "pinned"), "",
+         "how the certificate of -compat-beacon is judged: system, or pinned (the default with -compat-fingerprint)"),
+    Flag("compat-fingerprint", str, "", "SHA-256 of the certificate of -compat-beacon, hex"),
+    Flag("proxy", check_proxy, "auto", "HTTP proxy for -compat-beacon: http://[user:password@]host:port, off, or auto "
+         "(HTTPS_PROXY, ALL_PROXY, NO_PROXY)", env="PILOT_PROXY"),
     Flag("encrypt", parse_bool, "true", "must stay true: plaintext tunnels are not supported"),
     Flag("keepalive", parse_duration, "30s", "interval of heartbeats to the registry"),
     Flag("idle-timeout", parse_duration, "120s", "silence after which a stream is closed"),

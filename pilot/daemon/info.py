@@ -36,6 +36,8 @@ NAT_NAMES = {
 def endpoint_lines(node: Node) -> list[str]:
     """What a user reads about the own endpoint."""
     endpoint = node.traversal.endpoint
+    if node.compat.active:
+        return [f"STUN: no UDP gets out, the beacon is reached at {node.compat.url}", nat_line(node)]
     if node.config.relay_only:
         return ["Endpoint hidden (relay only)"]
     if node.config.endpoint:
@@ -83,7 +85,7 @@ def info(node: Node) -> Json:
         "endpoint": show(endpoint) if endpoint else "",
         "version": __version__,
         "features": FEATURES,
-        "transport": "udp",
+        "transport": "compat" if node.compat.active else "udp",
         "networks": list(reg.networks),
         "tunnel_encryption_success": stats["opened_ok"],
         "tunnel_encryption_failure": stats["opened_fail"],

@@ -28,6 +28,7 @@ from pilot._core import (
     Event,
 )
 from pilot.daemon import info, local_socket
+from pilot.daemon.compat import Compat, Settings
 from pilot.daemon.config import DaemonConfig
 from pilot.daemon.identity import IdentityFile, NodeIdentity
 from pilot.daemon.ipc import IpcServer
@@ -89,6 +90,14 @@ class Node:
             admin_token=config.admin_token,
         )
         self.traversal = Traversal(self.plane, self.registry, self.identity, _traversal_config(config, self.plane))
+        self.compat = Compat(
+            Settings(config.transport, config.door),
+            self.traversal,
+            self.plane.local_addr,
+            self.identity,
+            lambda: self.node_id,
+            self._transport_changed,
+        )
         self.hub = StreamHub(self.plane, _handler_failed)
         self.trust = self._make_trust()
         self.rotation = Rotation(self.identity, self._identity_file, self.registry, self._identity_changed)
@@ -138,8 +147,8 @@ class Node:
         self.traversal.observers.append(self._decided)
         self.traversal.on_endpoint.append(lambda _: self.registration.endpoint_changed())
         await self.traversal.start()
-        if not self.config.endpoint and not self.config.relay_only:
-            await self.traversal.discover(DISCOVER_S)
+        if not self.config.endpoint or self.config.transport == "compat":
+            await self.compat.start(DISCOVER_S)
         first = info.endpoint_lines(self)
         if not self.config.endpoint:
             _say(first)
@@ -159,6 +168,7 @@ class Node:
         parts: dict[asyncio.Task[Any], str] = {
             asyncio.create_task(self.registration.run()): "registration",
             asyncio.create_task(self.webhook.run()): "webhook",
+            asyncio.create_task(self.compat.run()): "transport",
         }
         waiting = asyncio.create_task(stop.wait())
         try:
@@ -191,6 +201,7 @@ class Node:
             delivering = asyncio.create_task(self.webhook.run())
             await self.webhook.drain(GOODBYE_S)
             delivering.cancel()
+        await self.compat.stop()
         await self.traversal.stop()
         await self.registry.close()
         if self._socket_file:
@@ -302,6 +313,14 @@ class Node:
         if self._where.moved():
             self.registration.endpoint_changed()
 
+    def _transport_changed(self, compat: bool) -> None:
+        """Nobody reaches a node without UDP directly: the registry tells peers so."""
+        self._where.hidden = compat
+        self.registration.relay_only = compat or self.config.relay_only
+        self.registry.use_detour(self.compat.registry_stream if compat else None)
+        self.registry.reset()
+        self.registration.endpoint_changed()
+
     def _identity_changed(self) -> None:
         self.trust.set_public_key(self.identity.public_key)
         self.traversal.identity_changed()
@@ -316,6 +335,7 @@ class Node:
         self.traversal.set_node(self.node_id)
         self.trust.machine.own_node = self.node_id
         self.webhook.node_id = self.node_id
+        self.compat.registered()
         fields = {"address": str(self.registration.address)}
         if again:
             _say([info.registered_line(self)])
@@ -329,6 +349,8 @@ class Node:
         """Called from the thread of the metrics server: reads plain numbers only."""
         return {
             "pilot_uptime_seconds": time.monotonic() - self.started_at,
+            "pilot_transport_compat": float(self.compat.active),
+            "pilot_compat_dropped": float(self.compat.dropped),
             "pilot_registered": float(self.registration.registered),
             "pilot_registry_reachable": float(self.registration.reachable),
             "pilot_trusted_peers": float(len(self.trust.store.trusted)),

@@ -102,7 +102,7 @@ class Registration:
         self._registry = registry
         self._where = where
         self._wanted_name = hostname
-        self._relay_only = relay_only
+        self.relay_only = relay_only  # what the next registration says
         self._email = email
         self._version = version
         self._join = tuple(networks)
@@ -217,7 +217,7 @@ class Registration:
                 listen_addr=self._where.listen_addr(),
                 hostname=self._wanted_name,
                 lan_addrs=self._where.lan_addrs(),
-                relay_only=self._relay_only,
+                relay_only=self.relay_only,
                 owner=self._email,
                 version=self._version,
             )

@@ -29,12 +29,13 @@ class Whereabouts:
         self._port = port
         self._trust = trust
         self._registered = registered
+        self.hidden = config.relay_only  # nobody can, or may, reach this node directly
         self._beacons: list[str] = []
         self._told_lan: list[str] = []
 
     def listen_addr(self) -> str:
         """Where peers find this node; "" when nobody may know, `0.0.0.0:port` when it is not known."""
-        if self._config.relay_only:
+        if self.hidden:
             return ""
         found = self._config.advertise_endpoint or self._traversal.endpoint
         return show(found or ("0.0.0.0", self._port))
@@ -67,7 +68,7 @@ class Whereabouts:
             self._traversal.set_beacons(wanted)
 
     def _find_lan(self) -> list[str]:
-        if self._config.relay_only:
+        if self.hidden:
             return []
         bound = self._config.listen[0]
         reach = scope(bound)

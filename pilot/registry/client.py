@@ -9,7 +9,7 @@ from typing import Any
 from pilot.errors import PilotError
 from pilot.registry import calls, texts
 from pilot.registry.calls import DEADLINE_S, Message, Signer
-from pilot.registry.pool import Pool
+from pilot.registry.pool import Detour, Pool
 
 
 class RegistryClient:
@@ -38,6 +38,12 @@ class RegistryClient:
     def reset(self) -> None:
         """Drops idle connections and the back-off: for when the network has changed."""
         self._pool.reset()
+
+    def use_detour(self, detour: Detour | None) -> None:
+        """Another way to the registry for connections from now on, where its port cannot be reached. Not with TLS: the detour has
+        its own."""
+        if detour is None or not self._pool.secure:
+            self._pool.detour = detour
 
     def use_identity(self, identity: Signer) -> None:
         """Calls are signed with another key from now on."""

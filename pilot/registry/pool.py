@@ -12,6 +12,7 @@ import os
 import random
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from pilot.errors import PilotError
@@ -24,7 +25,12 @@ MAX_CONNECTIONS = 3
 CONNECT_S = 4.0  # for one attempt over all addresses of the name
 MAX_ADDRESSES = 4  # of one name
 REUSED_S = 3.0  # patience with a connection that was made earlier; then the request goes out on a new one
+DETOUR_AFTER_S = 0.3  # without a direct connection
 BACK_OFF_S = (0.5, 1.0, 2.0, 4.0)
+
+
+# Connects a fresh protocol to the registry by other means than TCP to its port. Raises OSError or PilotError.
+Detour = Callable[[asyncio.Protocol], Awaitable[None]]
 
 
 class _Link(asyncio.Protocol):
@@ -90,6 +96,7 @@ class Pool:
         self._where = f"{host}:{port}"
         self._pin = fingerprint if tls_trust == "pinned" else ""
         self._tls = tls.client_context(tls_trust == "pinned") if tls_trust else None
+        self.detour: Detour | None = None  # tried where the direct way takes long or fails; without it there is none
         self._idle: list[_Link] = []
         self._busy: set[_Link] = set()
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -97,6 +104,11 @@ class Pool:
         self._retry_at = 0.0  # loop time before which no connection is tried
         self._last_failure = ""
         self._closed = False
+
+    @property
+    def secure(self) -> bool:
+        """Connections are TLS."""
+        return self._tls is not None
 
     @property
     def connected(self) -> bool:
@@ -176,7 +188,42 @@ class Pool:
                 return made, True
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> _Link | None:
-        """One attempt at each address of the name. None, and a time to wait, if no address answers."""
+        """One attempt at each address of the name, and by the detour. None, and a time to wait, if nothing answers."""
+        ways = [asyncio.ensure_future(self._direct(loop))]
+        try:
+            if self.detour is not None:
+                await asyncio.wait(ways, timeout=DETOUR_AFTER_S)
+                if not (ways[0].done() and ways[0].result()):
+                    ways.append(asyncio.ensure_future(self._by_detour(self.detour)))
+            while ways:
+                done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                for way in done:
+                    ways.remove(way)
+                    link = way.result()
+                    if link is not None:
+                        self._failures = 0
+                        return link
+        finally:
+            for way in ways:
+                way.cancel()
+                way.add_done_callback(_abandon)
+        wait = BACK_OFF_S[min(self._failures, len(BACK_OFF_S) - 1)]
+        self._failures += 1
+        self._retry_at = loop.time() + wait * random.uniform(0.8, 1.2)
+        return None
+
+    async def _by_detour(self, detour: Detour) -> _Link | None:
+        link = _Link()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await detour(link)
+        except (OSError, PilotError) as error:
+            self._last_failure = error.message if isinstance(error, PilotError) else _reason(error)
+            link.abort()
+            return None
+        return link
+
+    async def _direct(self, loop: asyncio.AbstractEventLoop) -> _Link | None:
         try:
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             for info in found[:MAX_ADDRESSES]:
@@ -191,13 +238,9 @@ class Pool:
                     continue
                 if self._pin:
                     self._check_pin(transport, link)
-                self._failures = 0
                 return link
         except OSError as error:
             self._last_failure = f"the name does not resolve ({error.strerror or error})"
-        wait = BACK_OFF_S[min(self._failures, len(BACK_OFF_S) - 1)]
-        self._failures += 1
-        self._retry_at = loop.time() + wait * random.uniform(0.8, 1.2)
         return None
 
     def _check_pin(self, transport: asyncio.Transport, link: _Link) -> None:
@@ -207,6 +250,14 @@ class Pool:
         except PilotError:
             link.abort()
             raise
+
+
+def _abandon(way: asyncio.Future[_Link | None]) -> None:
+    """Another way was faster."""
+    if not way.cancelled() and not way.exception():
+        link = way.result()
+        if link is not None:
+            link.abort()
 
 
 def _reason(error: OSError) -> str:

@@ -24,6 +24,7 @@ from pilot.traversal.decisions import Addr, Decision, Step
 from pilot.traversal.describe import describe_path, why
 from pilot.traversal.interfaces import local_hosts
 from pilot.traversal.nat import NatType, parse_addr, show
+from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
 from pilot.traversal.peer_paths import PeerPaths
 from pilot.tunnel.exchange import KeyExchange
@@ -207,12 +208,18 @@ class Traversal:
         for way in (described["path"], *described["candidates"]):
             if way and self._bridge and way["addr"] == show(self._bridge):
                 way["addr"], way["transport"] = self._bridge_name, "websocket"
+        described["why"] = self._why(machine)
         return described
 
     def why(self, node: int) -> str:
         """The reason for the present path, in one sentence."""
         machine = self.paths.machine(node)
-        return why(machine) if machine else "nothing was sent yet"
+        return self._why(machine) if machine else "nothing was sent yet"
+
+    def _why(self, machine: PathMachine) -> str:
+        if self._bridge_only and machine.phase is Phase.RELAYED:
+            return "no UDP gets out of this network: the relay is reached by WebSocket"
+        return why(machine)
 
     def forget(self, node: int) -> None:
         """Drops session, path, cached registry answers; connections to `node` are reset."""
