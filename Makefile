@@ -40,9 +40,12 @@ test-asan: test-setup
 fuzz: test-setup
 	csrc/fuzz/run.sh $(BUILD)/fuzz $(or $(FUZZ_SECONDS),10)
 
-# pytest runs against the installed package, not the source tree: what passes here is what users get.
+# pytest runs against the installed package, not the source tree: what passes here is what users get. It runs in another folder, so that
+# the programs the tests start do not find the tree either.
 test-python: test-setup
-	$(VENV)/bin/pytest --import-mode=importlib -q tests $(PYTEST_ARGS)
+	@mkdir -p $(BUILD)/tests
+	cd $(BUILD)/tests && "$(abspath $(VENV))/bin/pytest" --import-mode=importlib -q -c "$(CURDIR)/pyproject.toml" --rootdir "$(CURDIR)" \
+	  "$(CURDIR)/tests" $(PYTEST_ARGS)
 
 lint: test-setup
 	$(VENV)/bin/ruff check pilot tests bench
