@@ -26,7 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "beacon": {"errors", "wire", "_core", "registry", "websocket"},
     "trust": {"errors", "files", "wire", "_core", "registry", "services", "tunnel", "traversal"},
     "services": {"errors", "files", "wire", "_core"},
-    "daemon": {"errors", "files", "flags", "logs", "websocket", "wire", "_core", "tunnel", "traversal", "registry", "trust", "services"},
+    "daemon": {
+        "errors", "files", "flags", "logs", "websocket", "wire", "_core", "tunnel", "traversal", "registry", "trust", "services",
+    },
     "rendezvous": {"errors", "flags", "logs", "wire", "_core", "registry", "beacon"},
     "sdk": {"errors", "wire"},
     "cli": {"errors", "files", "wire", "sdk", "registry"},

@@ -212,8 +212,9 @@ def main() -> int:
         one_run(a, b, min(args.seconds, 1.0))  # warm-up: paths settle, buffers grow
         runs = [one_run(a, b, args.seconds) for _ in range(args.runs)]
     rates = sorted(r.mbit_s for r in runs)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, veth MTU 1500, "
-          f"{'software segmentation' if args.software_segmentation else 'segmentation offload'}, {len(runs)} runs of {args.seconds:g} s")
+    kind = "software segmentation" if args.software_segmentation else "segmentation offload"
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}")
+    print(f"veth MTU 1500, {kind}, {len(runs)} runs of {args.seconds:g} s")
     print(f"goodput      {statistics.median(rates):8.0f} Mbit/s  (min {rates[0]:.0f}, max {rates[-1]:.0f})")
     print(f"CPU          {statistics.median(r.cpu_s_per_gb for r in runs):8.2f} s/GB, both daemons")
     print(f"Python share {100 * statistics.median(r.python_share for r in runs):8.2f} %")

@@ -277,7 +277,7 @@ def test_blackout_ends_in_a_reset_not_a_hang() -> None:
 
 
 def test_streams_of_a_restarted_peer_end_at_once() -> None:
-    """The peer lost everything but its key exchange was repeated: what still comes for its former streams is answered by a reset."""
+    """The peer knows nothing but the repeated key exchange: what still comes for its former streams is answered by a reset."""
     net, a, b = pair(14)
     serve(b)
     send(a, b, bytes(10 << 20))

@@ -80,8 +80,7 @@ class WssAgent(Agent):
 
 def info(agent: Agent) -> dict[str, Any]:
     done = agent.ctl("--json", "info")
-    reply = json.loads(done.stdout)
-    data: dict[str, Any] = reply["data"] if "data" in reply else reply
+    data: dict[str, Any] = json.loads(done.stdout)["data"]
     return data
 
 
