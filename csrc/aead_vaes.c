@@ -10,6 +10,7 @@
 
 #if PL_HAVE_VAES
 
+#include <cpuid.h>
 #include <immintrin.h>
 #include <stdlib.h>
 
@@ -24,10 +25,11 @@ struct pl_vaes {
 };
 
 bool pl_vaes_supported(void) {
-  __builtin_cpu_init();
+  unsigned a, b, basic, d, extended;
+  __builtin_cpu_init(); /* knows whether the system saves the wide registers; not every compiler knows the names of the rest */
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("vaes") && __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("aes") &&
-         __builtin_cpu_supports("pclmul");
+         __get_cpuid(1, &a, &b, &basic, &d) && basic & bit_AES && basic & bit_PCLMUL &&
+         __get_cpuid_count(7, 0, &a, &b, &extended, &d) && extended & bit_VAES && extended & bit_VPCLMULQDQ;
 }
 
 /* ---- GHASH ---- */

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pilot.wire.frames import Capabilities, build_pila, build_pilk, parse_pila
 
 from pilot.tunnel import actions as act
 from pilot.tunnel.exchange import KeyExchange
 from pilot.tunnel.records import MAX_STRANGERS
+from pilot.wire.frames import Capabilities, build_pila, build_pilk, parse_pila
 
 A, B = 0xA001, 0xB0000002
 ADDR_A, ADDR_B = ("203.0.113.1", 4000), ("203.0.113.2", 4000)
