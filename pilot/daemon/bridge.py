@@ -127,12 +127,15 @@ class Bridge:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
 
-    def use(self, link: BeaconLink | None) -> None:
-        """Datagrams go through `link` from here on; None: they are lost."""
+    def use(self, link: BeaconLink | None) -> bool:
+        """Datagrams go through `link` from here on; None: they are lost. False if it is in use already."""
+        if link is self._link:
+            return False
         self._link = link
         if self._watch:
             self._watch.cancel()
             self._watch = None
+        return True
 
     # Outward
 

@@ -96,7 +96,8 @@ class Compat:
         self._node = node
         self._changed = changed
         self._bridge: Bridge | None = None
-        self._link: BeaconLink | None = None  # connected; the beacon knows who we are once it is in the bridge
+        self._link: BeaconLink | None = None  # connected
+        self._proved: BeaconLink | None = None  # the beacon knows who we are there
         self._proved_as = 0
         self._trouble = ""
 
@@ -186,6 +187,8 @@ class Compat:
             link = opening.result()
             if link is None:
                 return
+            if self._node() and not await self._prove(link):
+                return
             if self._traversal.udp_silent:
                 self._link = link
                 self._activate()
@@ -203,6 +206,8 @@ class Compat:
         self._bridge = Bridge(self._tunnel)
         self.active = True
         self._changed(True)
+        if self._link is not None and self._link is self._proved:
+            self._bridge.use(self._link)
         self._traversal.use_bridge(self._bridge.addr, self.url)
 
     async def _hold(self) -> None:
@@ -230,16 +235,17 @@ class Compat:
         while True:
             if self._link is None or self._link.ended.done():
                 self._link = await self._open()
-            if self._link is not None and await self._prove(self._link):
+            link = self._link
+            if link is not None and (link is self._proved or await self._prove(link)):
                 failures = 0
                 self.connects += 1
                 log.info("connected to the beacon by WebSocket", extra={"url": self.url})
-                bridge.use(self._link)
-                self._traversal.check_beacons()
+                if bridge.use(link):
+                    self._traversal.use_bridge(bridge.addr, self.url)
                 try:
-                    reason = await asyncio.shield(self._link.ended)
+                    reason = await asyncio.shield(link.ended)
                 finally:
-                    if self._link.ended.done():
+                    if link.ended.done():
                         bridge.use(None)
                 log.warning("the WebSocket to the beacon ended", extra={"reason": reason})
             await asyncio.sleep(AGAIN_S[min(failures, len(AGAIN_S) - 1)])
@@ -272,7 +278,7 @@ class Compat:
             link.abort()
             self._note(error)
             return False
-        self._proved_as = node
+        self._proved, self._proved_as = link, node
         return True
 
     def _received(self, datagrams: list[bytes]) -> None:
