@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test test-c test-python test-asan fuzz lint wheel bench clean
+.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz lint wheel bench clean
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
@@ -13,6 +13,7 @@ help:
 	@echo "make setup        system packages (when root), virtual environment, build"
 	@echo "make test-c       C unit tests             make test-asan  the same under ASan and UBSan"
 	@echo "make test-python  Python tests             make fuzz       each fuzz target for FUZZ_SECONDS (10)"
+	@echo "make interop      the published programs with ours, every operation and role"
 	@echo "make lint         ruff and mypy            make wheel      sdist and wheel, tried outside the tree"
 	@echo "make clean        remove build products and the virtual environment"
 
@@ -45,7 +46,11 @@ fuzz: test-setup
 test-python: test-setup
 	@mkdir -p $(BUILD)/tests
 	cd $(BUILD)/tests && "$(abspath $(VENV))/bin/pytest" --import-mode=importlib -q -c "$(CURDIR)/pyproject.toml" --rootdir "$(CURDIR)" \
-	  "$(CURDIR)/tests" $(PYTEST_ARGS)
+	  "$(CURDIR)/tests" -m "$(or $(PYTEST_MARKS),not interop)" $(PYTEST_ARGS)
+
+# The published programs (fetched from the package index) with ours in every role; prints a table.
+interop:
+	@$(MAKE) test-python PYTEST_MARKS=interop
 
 lint: test-setup
 	$(VENV)/bin/ruff check pilot tests bench
