@@ -144,7 +144,7 @@ int main(void) {
     random_transfer(strtoull(one, NULL, 10));
     return 0;
   }
-  uint64_t seeds = count ? strtoull(count, NULL, 10) : 120;
+  uint64_t seeds = count ? strtoull(count, NULL, 10) : 1000;
   for (uint64_t seed = 1; seed <= seeds; seed++) random_transfer(seed);
   static const rate_case cases[] = {
       {"bbr own 1 Gbit/s 40 ms", "bbr", true, 1000 * MBIT, 5000000, 40 * PL_NS_PER_MS, 0, 200u << 20, 1400, 0.80},
