@@ -100,11 +100,11 @@ class Discovery:
         self._out: list[DiscoveryAction] = []
 
     def set_node(self, node: int, now: float) -> None:
-        """Own number (0 before registration). A new one is told to the beacons at once."""
-        if node != self.node:
-            self.node = node
-            for beacon in self._beacons.values():
-                beacon.next_send = now
+        """Own number (0 before registration), after each registration. The beacons hear it at once: one that knew us elsewhere
+        believes our new address from the moment the registry does."""
+        self.node = node
+        for beacon in self._beacons.values():
+            beacon.next_send = now
 
     def set_local(self, hosts: Iterable[str], port: int) -> None:
         """Addresses of this host's interfaces and the port of the tunnel socket: an observed one among them

@@ -53,6 +53,7 @@ RACE_S = 1.0  # plus three round trips of the relay
 RACE_MAX_S = 4.0
 RELAY_GRACE_S = 0.05  # a direct answer is under way: not worth a detour
 SUSPECT_S = 3.0  # after a network change
+LEFT_S = 0.3  # a direct path that answered so lately is not dead, whatever way the peer sends
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 45.0)  # the last one repeats
 
 
@@ -83,6 +84,7 @@ class PathMachine:
         self._retry_at: float | None = None
         self._retries = 0
         self._suspended = NEVER
+        self._doubted: float | None = None  # the unanswered probe for which the beacons were asked
         self._asked_at = NEVER
         self._died_idle = NEVER
         self._now = NEVER  # of the last tick
@@ -247,7 +249,10 @@ class PathMachine:
 
     def seen(self, addr: Addr, relayed: bool, now: float) -> None:
         """An authenticated frame came from elsewhere than the active path."""
-        if relayed or self.relay_only:
+        if self.relay_only:
+            return
+        if relayed:
+            self._left_by_peer(now)
             return
         candidate = self._ways.add(addr, False, Source.OBSERVED, now)
         if not candidate or candidate.fresh(now, 10.0):
@@ -255,6 +260,13 @@ class PathMachine:
         candidate.burst((0.0, 0.25), now)
         if self.active and self.active is not candidate and not self.active.relay:
             self.active.burst((0.0,), now)  # which of the two still answers?
+
+    def _left_by_peer(self, now: float) -> None:
+        """The peer sends through a beacon while we send directly: perhaps because the direct path is dead."""
+        path = self.active
+        if path and not path.relay and path.answered and self._race_from is None and not path.fresh(now, LEFT_S):
+            self.health.suspect_until = max(self.health.suspect_until, now + LEFT_S + 3 * (path.srtt or 0.1))
+            path.burst((0.0,), now)
 
     def hint(self, addr: Addr, now: float) -> None:
         """A frame that proves nothing came from there: an address worth a probe."""
@@ -523,6 +535,9 @@ class PathMachine:
             self._died(path, now)
             return
         if path.doubtful(now):
+            if self._doubted != path.unanswered_since():
+                self._doubted = path.unanswered_since()
+                self._out.append(CheckBeacons())  # it may be our own address that changed
             for other in self.candidates():
                 if other is not path and better(other, path, now):
                     self._activate(other, now)
@@ -543,8 +558,7 @@ class PathMachine:
         path.waiting.clear()
         path.due.clear()
         path.punched = False
-        if path.relay:
-            self._out.append(CheckBeacons())
+        self._out.append(CheckBeacons())
         fresh = [c for c in self.candidates() if c is not path and c.fresh(now, 3.0)]
         if fresh:
             self._activate(fresh[0], now)

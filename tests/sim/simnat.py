@@ -21,9 +21,10 @@ class _Mapping:
 
 
 class Nat:
-    """open_input: the router takes a packet that it lets to nobody for itself, and so gives that pair of endpoints away: what goes out
-    to that sender gets another port (many Linux routers). mapping: "eim" (one outside port per inside address) or "apdm" (one per destination, symmetric).
-    filtering: "none", "addr" or "port". ports: "random", "sequential" or "keep"."""
+    """mapping: "eim" (one outside port per inside address) or "apdm" (one per destination, symmetric).
+    filtering: "none", "addr" or "port". ports: "random", "sequential" or "keep". open_input: the router takes a packet that
+    nobody inside waits for as its own, which gives that pair of endpoints away: what goes out to that sender gets another port
+    (many Linux routers)."""
 
     def __init__(
         self,

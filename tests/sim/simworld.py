@@ -85,26 +85,38 @@ class SimBeacon:
         if kind == 1:
             node = struct.unpack(">I", data[1:5])[0]
             if node:
-                self.table[node] = src
+                self._bind(node, src)
             self.world.send_from(self.addr, wire_endpoint(2, src), src)
         elif kind == 3:
             own, target = struct.unpack(">II", data[1:9])
-            self.table[own] = src
-            if target in self.table:
+            known = self.table.get(own) == src
+            if self._bind(own, src) and known and target in self.table:
                 self.punches += 1
                 self.world.send_from(self.addr, wire_endpoint(4, self.table[target]), src)
                 self.world.send_from(self.addr, wire_endpoint(4, src), self.table[target])
         elif kind == 5:
             own, target = struct.unpack(">II", data[1:9])
+            other_beacon = any(src == b.addr for b in self.world.beacons.values())
+            if not other_beacon and self.table.setdefault(own, src) != src:
+                return
             if target in self.table:
                 self.relayed += 1
                 frame = b"\x06" + struct.pack(">I", own) + data[9:]
                 self.world.send_from(self.addr, frame, self.table[target])
-            elif not any(src == b.addr for b in self.world.beacons.values()):
+            elif not other_beacon:
                 for other in self.world.beacons.values():
                     if other is not self and other.up and target in other.table:
                         self.world.send_from(self.addr, data, other.addr)
                         return
+
+
+    def _bind(self, node: int, src: Addr) -> bool:
+        """Another host takes over a number only with the registry's word."""
+        held = self.table.get(node)
+        if held and held[0] != src[0] and self.world.registered_ip(node) != src[0]:
+            return False
+        self.table[node] = src
+        return True
 
 
 def wire_endpoint(kind: int, addr: Addr) -> bytes:
@@ -297,7 +309,10 @@ class SimNode:
 
     def _discovered(self, action: DiscoveryAction) -> None:
         if isinstance(action, EndpointChanged):
-            self.world.ask_registry(self, lambda: self.world.register(self, action.new), lambda _: None)
+            self.world.ask_registry(self, lambda: self.world.register(self, action.new), self._registered)
+
+    def _registered(self, _: object) -> None:
+        self.paths.set_node(self.number, self.world.now)
 
     def _last_heard(self, node: int) -> float | None:
         info = self.engine.peer_info(node)
@@ -462,6 +477,10 @@ class World:
 
     def register(self, node: SimNode, endpoint: Addr) -> None:
         self._endpoints[node.number] = endpoint
+
+    def registered_ip(self, node: int) -> str:
+        """Where the registry saw a node, "" if never."""
+        return self._endpoints[node][0] if node in self._endpoints else ""
 
     def registry_key(self, node: int) -> bytes | None:
         known = self.nodes.get(node)
