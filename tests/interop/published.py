@@ -64,7 +64,7 @@ def _find(where: Path) -> Path | None:
 
 
 def _install(where: Path) -> None:
-    pip = [str(where / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--retries", "1", "--timeout", "15", "install", "-q"]
+    pip = [str(where / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--retries=1"]
     try:
         subprocess.run([sys.executable, "-m", "venv", str(where)], check=True, capture_output=True, text=True, timeout=INSTALL_S)
         subprocess.run([*pip, PACKAGE], check=True, capture_output=True, text=True, timeout=INSTALL_S)

@@ -199,8 +199,8 @@ class Machine:
         return self._python(published.python(), "from pilotprotocol import Driver", script, args, timeout)
 
     def sdk(self, script: str, *args: str, timeout: float = 60) -> Any:
-        """The same with our own SDK: `driver` is a Client."""
-        return self._python(OUR_BIN / "python", "from pilot.sdk import Client as Driver", script, args, timeout)
+        """The same with our own SDK: `driver` is a LocalClient."""
+        return self._python(OUR_BIN / "python", "from pilot.sdk import Address, LocalClient as Driver", script, args, timeout)
 
     def _python(self, python: Path, imports: str, script: str, args: tuple[str, ...], timeout: float) -> Any:
         body = "".join(f"    {line}\n" for line in script.strip("\n").splitlines())
