@@ -1,10 +1,11 @@
-/* Beacon messages in, sends out: discover, punch, relay, sync (beacon.md sections 3, 6, 7). relay_table.c knows who is where.
+/* Beacon messages in, sends out: discover, relay, sync (beacon.md sections 3, 6, 7). relay_table.c knows who is where, relay_punch.c
+ * introduces, relay_probe.c answers NAT probes.
  *
  * A relayed datagram is never copied: its 9-byte head becomes a 5-byte one in place, and its iovec starts 4 bytes later. Datagrams for
  * one destination that agree in size are collected into runs, which leave as one UDP_SEGMENT send each.
  * Hardening beyond the published beacons: id 0 is never stored; the sender of a 0x05 must be at its table entry; a 0x05 from a peer beacon is
- * never forwarded again; 0x07 only from peers; punch requests are limited per node and per address, and introduce only those who were
- * known there before. */
+ * never forwarded again; 0x07 only from peers. An id that nobody holds is taken by a 0x05 as by a discover: after a restart of the beacon
+ * its relayed flows go on with the next datagram of either side, not with the next keep-alive. */
 #include "relay_internal.h"
 
 #include <stdlib.h>
@@ -17,6 +18,8 @@ void pl_relay_cfg_default(pl_relay_cfg *cfg) {
   cfg->node_ttl_ns = 600 * PL_NS_PER_S;
   cfg->claim_ttl_ns = 130 * PL_NS_PER_S;
   cfg->punch_rate = 5;
+  cfg->probe_rate = 20;
+  cfg->relay_bytes_per_s = 1250000000; /* 10 Gbit/s */
 }
 
 pl_relay *pl_relay_new(const pl_relay_cfg *cfg, uint64_t now_ns) {
@@ -32,12 +35,14 @@ pl_relay *pl_relay_new(const pl_relay_cfg *cfg, uint64_t now_ns) {
   pl_map_init(&r->routes, cfg->hash_seed + 2);
   r->punch_node = calloc(PL_RELAY_BUCKETS, sizeof *r->punch_node);
   r->punch_ip = calloc(PL_RELAY_BUCKETS, sizeof *r->punch_ip);
+  r->probe_ip = calloc(PL_RELAY_BUCKETS, sizeof *r->probe_ip);
   r->out = malloc(PL_RELAY_OUT * sizeof *r->out);
   r->runs = malloc(PL_RELAY_OUT * sizeof *r->runs);
   r->iov = malloc(PL_RELAY_OUT * sizeof *r->iov);
   r->sends = malloc(PL_RELAY_OUT * sizeof *r->sends);
-  r->replies = malloc(PL_RELAY_OUT * 20);
-  if (!r->punch_node || !r->punch_ip || !r->out || !r->runs || !r->iov || !r->sends || !r->replies) {
+  r->replies = malloc(PL_RELAY_OUT * PL_RELAY_REPLY_SIZE);
+  r->answers = malloc(PL_PROBE_SENDS * sizeof *r->answers);
+  if (!r->punch_node || !r->punch_ip || !r->probe_ip || !r->out || !r->runs || !r->iov || !r->sends || !r->replies || !r->answers) {
     pl_relay_free(r);
     return NULL;
   }
@@ -49,11 +54,13 @@ void pl_relay_free(pl_relay *r) {
   pl_relay_table_free(r);
   free(r->punch_node);
   free(r->punch_ip);
+  free(r->probe_ip);
   free(r->out);
   free(r->runs);
   free(r->iov);
   free(r->sends);
   free(r->replies);
+  free(r->answers);
   free(r->hand[0]);
   free(r->hand[1]);
   free(r);
@@ -61,8 +68,7 @@ void pl_relay_free(pl_relay *r) {
 
 /* ---- output ---- */
 
-/* Queues one datagram. `slot` of the destination lets it join the run that is being built for it; NULL = on its own. */
-static void emit(pl_relay *r, const pl_addr *to, const pl_addr *from, pl_relay_slot *slot, uint8_t *p, uint32_t len) {
+void pl_relay_emit(pl_relay *r, const pl_addr *to, const pl_addr *from, pl_relay_slot *slot, uint8_t *p, uint32_t len) {
   uint32_t at = r->n_runs;
   if (slot && slot->batch == r->batch) {
     pl_relay_run *run = &r->runs[slot->run];
@@ -79,12 +85,12 @@ static void emit(pl_relay *r, const pl_addr *to, const pl_addr *from, pl_relay_s
   r->out[r->n_out++] = (pl_relay_out){.iov = {p, len}, .run = at};
 }
 
-static void emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint) {
-  uint8_t *p = r->replies + 20 * (size_t)r->n_replies;
+void pl_relay_emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint) {
+  uint8_t *p = r->replies + PL_RELAY_REPLY_SIZE * (size_t)r->n_replies;
   int len = pl_beacon_write_endpoint(p, type, endpoint);
   if (len < 0) return;
   r->n_replies++;
-  emit(r, to, from, NULL, p, (uint32_t)len);
+  pl_relay_emit(r, to, from, NULL, p, (uint32_t)len);
 }
 
 /* Gives each run its stretch of the iovec array. */
@@ -120,53 +126,7 @@ static void on_discover(pl_relay *r, const pl_rx *rx, uint32_t node, bool wants_
   }
   if (node) pl_relay_bind(r, node, &rx->from, &rx->local, wants_dst);
   r->st.discovers++;
-  emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_DISCOVER_REPLY, &rx->from);
-}
-
-/* ---- punch ---- */
-
-static bool bucket_take(pl_relay_bucket *table, uint64_t key, double rate, uint64_t now_ns) {
-  /* Direct-mapped: a collision refills the slot, so strangers can at worst reset limits, never grow the table. */
-  pl_relay_bucket *b = &table[key % PL_RELAY_BUCKETS];
-  if (b->key != key || b->at_ns == 0) *b = (pl_relay_bucket){.key = key, .tokens = 2 * rate, .at_ns = now_ns};
-  if (now_ns > b->at_ns) {
-    b->tokens += (double)(now_ns - b->at_ns) * rate / 1e9;
-    if (b->tokens > 2 * rate) b->tokens = 2 * rate;
-    b->at_ns = now_ns;
-  }
-  if (b->tokens < 1) return false;
-  b->tokens -= 1;
-  return true;
-}
-
-static bool punch_allowed(pl_relay *r, const pl_addr *from, uint32_t node) {
-  pl_addr ip = *from;
-  ip.port = 0;
-  if (!bucket_take(r->punch_node, pl_relay_hash(r, &ip, (uint64_t)node << 8 | 1), r->cfg.punch_rate, r->now_ns)) return false;
-  if (ip.family == 6) memset(ip.ip + 8, 0, 8); /* a host owns a whole /64 */
-  return bucket_take(r->punch_ip, pl_relay_hash(r, &ip, 2), (double)r->cfg.punch_rate * PL_PUNCH_IP_FACTOR, r->now_ns);
-}
-
-static void on_punch(pl_relay *r, const pl_rx *rx, uint32_t requester, uint32_t target) {
-  if (requester == 0 || requester == target || rx->from.family == PL_ADDR_STREAM) {
-    r->st.bad++;
-    return;
-  }
-  if (!punch_allowed(r, &rx->from, requester)) {
-    r->st.limited++;
-    return;
-  }
-  /* A first contact is registered and no more: otherwise one datagram with a forged source would make us send two, larger ones. */
-  bool known = pl_relay_known_at(r, requester, &rx->from);
-  if (!pl_relay_bind(r, requester, &rx->from, &rx->local, false)) return;
-  const pl_relay_node *t = pl_relay_find(r, target);
-  if (!known || !t || t->addr.family == PL_ADDR_STREAM) {
-    r->st.not_found++;
-    return;
-  }
-  r->st.punches++;
-  emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_PUNCH_COMMAND, &t->addr);
-  emit_endpoint(r, &t->addr, &t->local, PL_BEACON_PUNCH_COMMAND, &rx->from);
+  pl_relay_emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_DISCOVER_REPLY, &rx->from);
 }
 
 /* ---- relay ---- */
@@ -184,7 +144,12 @@ static bool route(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, const 
   m->peer = NULL;
   uint32_t dest = pl_get32(p + 5);
   if (!via) {
-    m->sender = pl_relay_find(r, pl_get32(p + 1));
+    uint32_t sender = pl_get32(p + 1);
+    m->sender = pl_relay_find(r, sender);
+    if (!m->sender && sender && rx->from.family != PL_ADDR_STREAM) {
+      m->sender = pl_relay_bind(r, sender, &rx->from, &rx->local, false);
+      if (!m->sender) return false;
+    }
     if (!m->sender || !sent_by(m->sender, &rx->from)) {
       r->st.spoofed++;
       return false;
@@ -226,7 +191,7 @@ static void on_relay(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, uin
   if (m->peer) {
     static const pl_addr any; /* peers are configured by address; the kernel's choice of ours is what they were told */
     r->st.forwarded++;
-    emit(r, &m->peer->addr, &any, &m->peer->slot, p, len);
+    pl_relay_emit(r, &m->peer->addr, &any, &m->peer->slot, p, len);
     return;
   }
   r->st.relayed++;
@@ -234,7 +199,7 @@ static void on_relay(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, uin
   pl_relay_node *n = m->node;
   if (n->wants_dst && !n->attached) {
     p[0] = PL_BEACON_DELIVER_DST;
-    emit(r, &n->addr, &n->local, &n->slot, p, len);
+    pl_relay_emit(r, &n->addr, &n->local, &n->slot, p, len);
     return;
   }
   uint8_t sender[4];
@@ -246,7 +211,7 @@ static void on_relay(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, uin
     pl_relay_hand(r, n, p, len - (PL_RELAY_HEAD - PL_DELIVER_HEAD));
     return;
   }
-  emit(r, &n->addr, &n->local, &n->slot, p, len - (PL_RELAY_HEAD - PL_DELIVER_HEAD));
+  pl_relay_emit(r, &n->addr, &n->local, &n->slot, p, len - (PL_RELAY_HEAD - PL_DELIVER_HEAD));
 }
 
 /* ---- input ---- */
@@ -264,18 +229,31 @@ static void on_datagram(pl_relay *r, const pl_rx *rx, pl_relay_peer *via, uint8_
       return;
     case PL_BEACON_PUNCH_REQUEST:
       if (len < 9) break;
-      on_punch(r, rx, pl_get32(p + 1), pl_get32(p + 5));
+      pl_relay_on_punch(r, rx, p);
       return;
     case PL_BEACON_SYNC: {
       if (len < 7) break;
       uint32_t count = pl_get16(p + 5);
       if (len < 7 + 4 * count) break;
-      if (via)
-        pl_relay_sync(r, via, p + 7, count);
-      else
+      if (!via) {
         r->st.spoofed++;
+        return;
+      }
+      pl_relay_sync(r, via, p + 7, count);
+      const uint8_t *trailer = p + 7 + 4 * (size_t)count;
+      if (len >= 7 + 4 * count + 4 && memcmp(trailer, "PX\1", 3) == 0 && trailer[3] & PL_SYNC_ASKS) r->news = true;
       return;
     }
+    case PL_BEACON_INTRODUCE:
+      if (!via) {
+        r->st.spoofed++;
+        return;
+      }
+      pl_relay_on_introduce(r, via, p, len);
+      return;
+    case PL_BEACON_PROBE:
+      pl_relay_on_probe(r, rx, p, len);
+      return;
     default:
       break;
   }
@@ -285,7 +263,7 @@ static void on_datagram(pl_relay *r, const pl_rx *rx, pl_relay_peer *via, uint8_
 void pl_relay_input(pl_relay *r, pl_rx *batch, unsigned n, uint64_t now_ns) {
   if (now_ns > r->now_ns) r->now_ns = now_ns;
   r->batch++;
-  r->n_out = r->n_runs = r->n_replies = 0;
+  r->n_out = r->n_runs = r->n_replies = r->n_answers = 0;
   for (unsigned i = 0; i < n; i++) {
     const pl_rx *rx = &batch[i];
     pl_relay_peer *via = pl_relay_find_peer(r, &rx->from);

@@ -2,7 +2,7 @@
  * belong to Python; packets stay here.
  *
  * pl_relay is sans-I/O: it takes a batch of received buffers and gives back a list of sends whose iovecs point into
- * those buffers (payloads are never copied or parsed). pl_relay_loop runs it on a socket in a native thread. */
+ * those buffers (payloads are never copied or parsed). pl_relay_loop runs it on its sockets in a native thread. */
 #ifndef PL_RELAY_H
 #define PL_RELAY_H
 
@@ -14,7 +14,8 @@ typedef struct pl_relay_cfg {
   uint64_t node_ttl_ns;          /* 600 s; at least 180 s */
   uint64_t claim_ttl_ns;         /* 130 s: a different IP may take over an id only when its holder was silent this long */
   uint32_t punch_rate;           /* punch requests per second per (source IP, node): 5, burst 10 */
-  uint64_t relay_bytes_per_s;    /* per sender node, token bucket with one second of burst, at least one datagram; 0 = no limit */
+  uint32_t probe_rate;           /* NAT probes answered per second and source IP: 20, burst 40 */
+  uint64_t relay_bytes_per_s;    /* per sender node, token bucket with one second of burst, at least one datagram; 0 = no limit. 1.25e9 */
   uint64_t hash_seed;
 } pl_relay_cfg;
 void pl_relay_cfg_default(pl_relay_cfg *cfg);
@@ -35,10 +36,33 @@ void pl_relay_input(pl_relay *r, pl_rx *batch, unsigned n, uint64_t now_ns);
 unsigned pl_relay_sends(pl_relay *r, const pl_relay_send **out);
 void pl_relay_expire(pl_relay *r, uint64_t now_ns); /* call about once a second; O(expired) amortised */
 
-/* Peer beacons: addresses allowed to send 0x07 and forwarded 0x05; a 0x05 from one of them is never forwarded to another. Replaces the
+/* NAT probes (docs/wire-extensions.md 7.1). A probe that reaches the beacon's own socket is answered from there, from another port of the same
+ * address, and from another address; one that reaches an observer is answered by that observer alone. Answers are at most as large as the
+ * question together. `quiet` sockets send only: nobody ever sends there, which is what makes them a test of filtering. */
+enum pl_relay_socket { PL_SOCK_MAIN, PL_SOCK_QUIET, PL_SOCK_QUIET_ALT, PL_SOCK_OBSERVER, PL_SOCK_OBSERVER_ALT, PL_SOCK_COUNT };
+#define PL_PROBE_SIZE 240u        /* of a question; three answers with their IP and UDP heads are no larger */
+#define PL_PROBE_REPLY_MAX 50u
+#define PL_PROBE_SENDS 192u       /* per batch */
+typedef struct pl_relay_reply {
+  enum pl_relay_socket socket;
+  pl_addr to, from;               /* from: as in pl_udp_msg */
+  uint8_t data[PL_PROBE_REPLY_MAX];
+  uint32_t len;
+} pl_relay_reply;
+/* observer_port: of PL_SOCK_OBSERVER, on the beacon's own address; 0 = probes are not answered. alt: address and port of
+ * PL_SOCK_OBSERVER_ALT, family 0 if there is no other address. */
+void pl_relay_set_probe(pl_relay *r, uint16_t observer_port, const pl_addr *alt);
+/* Handles what an observer received; anything but probes is dropped and counted. */
+void pl_relay_observe(pl_relay *r, enum pl_relay_socket at, const pl_rx *batch, unsigned n, uint64_t now_ns);
+/* What the last pl_relay_input or pl_relay_observe answers to probes. */
+unsigned pl_relay_replies(const pl_relay *r, const pl_relay_reply **out);
+
+/* Peer beacons: addresses allowed to send 0x07, 0x0D and forwarded 0x05; a 0x05 from one of them is never forwarded to another. Replaces the
  * set; routes through peers that stay are kept, a peer silent for 90 s loses its own. At most PL_RELAY_PEERS, the rest is ignored. */
 #define PL_RELAY_PEERS 256u
 void pl_relay_set_peers(pl_relay *r, const pl_addr *peers, unsigned n);
+/* True once after something that peers should hear of now: a node came or came back, or a peer of our kind asked for our list. */
+bool pl_relay_take_news(pl_relay *r);
 /* Local node ids for gossip; copies up to cap, returns the number copied. Left out are nodes silent for claim_ttl_ns: they may have moved to
  * another beacon, whose own announcement then stands alone. */
 size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap);
@@ -66,6 +90,8 @@ bool pl_relay_waiting(const pl_relay *r); /* there is something to take */
 typedef struct pl_relay_stats {
   uint64_t discovers;      /* 0x01 and 0x08 answered */
   uint64_t punches;        /* pairs of 0x04 sent */
+  uint64_t introduced;     /* punches arranged together with a peer beacon */
+  uint64_t probes;         /* NAT probes answered */
   uint64_t relayed, relayed_bytes; /* delivered to a node; payload bytes */
   uint64_t forwarded;      /* passed on to a peer beacon */
   uint64_t not_found;      /* relay or punch target unknown, or a punch request from someone unknown until then */
@@ -81,8 +107,14 @@ void pl_relay_get_stats(const pl_relay *r, pl_relay_stats *out);
 /* Threaded shell. The thread waits for the socket and takes the lock per batch; any other thread may lock, call pl_relay_*, unlock. Waiting
  * threads and the data thread take turns, so a flood on the socket cannot keep the control plane out. */
 typedef struct pl_relay_loop pl_relay_loop;
-/* Opens the socket; PL_OK and *out, PL_ENOMEM, or PL_EIO with errno. The thread is not started. */
-int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, uint32_t socket_buffer, pl_relay_loop **out);
+/* How NAT probes are answered. alt: another address of this host, family 0 = none; its port is not looked at. Ports 0 = any free ones. */
+typedef struct pl_relay_probe_cfg {
+  pl_addr alt;
+  uint16_t observer_port, quiet_port;
+} pl_relay_probe_cfg;
+/* Opens the sockets; PL_OK and *out, PL_ENOMEM, or PL_EIO with errno. The thread is not started. probe: NULL = probes are not answered. */
+int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, const pl_relay_probe_cfg *probe, uint32_t socket_buffer,
+                      pl_relay_loop **out);
 /* PL_ESTATE if it runs already, PL_EIO with errno if there is no thread to be had. */
 int pl_relay_loop_start(pl_relay_loop *l);
 void pl_relay_loop_stop(pl_relay_loop *l); /* joins the thread; may be started again */
@@ -90,6 +122,8 @@ void pl_relay_loop_free(pl_relay_loop *l); /* stops first; NULL is allowed */
 pl_relay *pl_relay_loop_lock(pl_relay_loop *l, uint64_t *now_ns);
 void pl_relay_loop_unlock(pl_relay_loop *l);
 void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out);
+/* Readable when there is news (pl_relay_take_news, which the thread calls itself). Read it empty; do not close it. */
+int pl_relay_loop_news_fd(const pl_relay_loop *l);
 /* Sends one datagram from the beacon socket (gossip). PL_OK or PL_EIO with errno. With or without the lock. */
 int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len);
 /* The same to a node in the table, from the very address the node knows (notify: beacon.md 1, source pinning). With the lock held.

@@ -1,4 +1,5 @@
-/* Structures shared by relay.c (messages in, sends out) and relay_table.c (nodes, claims, peers, routes). */
+/* Structures shared by relay.c (messages in, sends out), relay_table.c (nodes, claims, peers, routes), relay_punch.c (introductions) and
+ * relay_probe.c (NAT probes). */
 #ifndef PL_RELAY_INTERNAL_H
 #define PL_RELAY_INTERNAL_H
 
@@ -8,6 +9,7 @@
 #define PL_ROUTE_TTL_NS (90 * PL_NS_PER_S) /* without a sync a peer's routes are gone */
 #define PL_RELAY_BUCKETS 4096u
 #define PL_RELAY_OUT (2 * PL_RELAY_BATCH)  /* a punch makes two datagrams */
+#define PL_RELAY_REPLY_SIZE 32u            /* the largest datagram that is no rewritten input: an introduction, IPv6 */
 #define PL_PUNCH_IP_FACTOR 40u             /* all nodes behind one address together, in multiples of punch_rate */
 
 /* The run that the present batch is building for a destination. */
@@ -81,7 +83,10 @@ struct pl_relay {
   pl_relay_peer *peer_list[PL_RELAY_PEERS];
   unsigned n_peers;
   pl_map routes; /* id -> pl_relay_peer */
-  pl_relay_bucket *punch_node, *punch_ip;
+  pl_relay_bucket *punch_node, *punch_ip, *probe_ip;
+  uint16_t observer_port;
+  pl_addr alt;
+  bool news;
 
   uint32_t batch;
   pl_relay_memo memo;
@@ -89,8 +94,9 @@ struct pl_relay {
   pl_relay_run *runs;
   struct iovec *iov;
   pl_relay_send *sends;
-  uint8_t *replies;      /* PL_RELAY_OUT * 20 bytes: the datagrams that are not rewritten input */
-  unsigned n_out, n_runs, n_replies, n_sends;
+  uint8_t *replies;      /* PL_RELAY_OUT * PL_RELAY_REPLY_SIZE bytes: the datagrams that are not rewritten input */
+  pl_relay_reply *answers; /* PL_PROBE_SENDS: to NAT probes */
+  unsigned n_out, n_runs, n_replies, n_sends, n_answers;
 
   uint8_t *hand[2];      /* PL_RELAY_HAND_BYTES each, from the first attached node on: one is filled, one is read */
   uint32_t hand_len, hand_turn;
@@ -98,6 +104,17 @@ struct pl_relay {
 };
 
 uint64_t pl_relay_hash(const pl_relay *r, const pl_addr *a, uint64_t salt);
+/* One of `rate` per second, 2 * rate at once, for `key` (pl_relay_hash) in a table of PL_RELAY_BUCKETS. */
+bool pl_relay_allow(pl_relay_bucket *table, uint64_t key, double rate, uint64_t now_ns);
+
+/* Queues one datagram. `slot` of the destination lets it join the run that is being built for it; NULL = on its own. */
+void pl_relay_emit(pl_relay *r, const pl_addr *to, const pl_addr *from, pl_relay_slot *slot, uint8_t *p, uint32_t len);
+/* Queues 0x02 or 0x04. */
+void pl_relay_emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint);
+/* 0x03 with its 9 bytes; 0x0D of `len` bytes from the peer `via`; a probe that came to the main socket. */
+void pl_relay_on_punch(pl_relay *r, const pl_rx *rx, const uint8_t *p);
+void pl_relay_on_introduce(pl_relay *r, const pl_relay_peer *via, const uint8_t *p, uint32_t len);
+void pl_relay_on_probe(pl_relay *r, const pl_rx *rx, const uint8_t *p, uint32_t len);
 
 /* The bound node, or NULL. */
 pl_relay_node *pl_relay_find(const pl_relay *r, uint32_t id);

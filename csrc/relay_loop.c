@@ -1,4 +1,4 @@
-/* The beacon's data thread around the sans-I/O relay: socket in, pl_relay_input, socket out.
+/* The beacon's data thread around the sans-I/O relay: socket in, pl_relay_input, socket out; and the sockets that answer NAT probes.
  *
  * One batch: pl_udp_recv (GRO trains), pl_relay_input (heads rewritten in place), pl_udp_sendv (GSO trains), all from the receive arena, under
  * one hold of the lock. `lock` guards the relay and the socket's counters; `turn` stands before it, so that a caller who waits gets the
@@ -23,12 +23,14 @@
 struct pl_relay_loop {
   pl_relay *relay;
   pl_udp udp;
+  pl_udp extra[PL_SOCK_COUNT]; /* by pl_relay_socket, PL_SOCK_MAIN unused; fd -1 where the socket of the first address serves both */
   pthread_mutex_t turn, lock;
   pthread_t thread;
   bool running;
   int wake[2]; /* pipe: a byte ends the thread */
   int hand[2]; /* pipe: a byte says that deliveries wait to be taken */
   bool told;   /* the byte is in it */
+  int news[2]; /* pipe: a byte says that peers should hear of something */
   uint64_t wakeups, expired_ns;
 };
 
@@ -44,12 +46,30 @@ static void take(pl_relay_loop *l) {
   pthread_mutex_unlock(&l->turn);
 }
 
+static const pl_udp *socket_of(const pl_relay_loop *l, enum pl_relay_socket which) {
+  if (which == PL_SOCK_MAIN) return &l->udp;
+  if (l->extra[which].fd < 0) which = which == PL_SOCK_QUIET_ALT ? PL_SOCK_QUIET : PL_SOCK_OBSERVER;
+  return &l->extra[which];
+}
+
+static void answer_probes(pl_relay_loop *l) {
+  const pl_relay_reply *a;
+  unsigned n = pl_relay_replies(l->relay, &a);
+  for (unsigned i = 0; i < n; i++) (void)pl_udp_send_one(socket_of(l, a[i].socket), &a[i].to, &a[i].from, a[i].data, a[i].len); /* lost: asked again */
+}
+
+static void tell_news(pl_relay_loop *l) {
+  uint8_t byte = 0;
+  if (pl_relay_take_news(l->relay)) (void)!write(l->news[1], &byte, 1); /* full: it says so already */
+}
+
 /* Deals with a batch under the lock. */
 static void forward(pl_relay_loop *l, pl_rx *batch, unsigned n, uint64_t now) {
   const pl_relay_send *sends;
   pl_relay_input(l->relay, batch, n, now);
   unsigned n_sends = pl_relay_sends(l->relay, &sends);
   pl_udp_sendv(&l->udp, sends, n_sends);
+  answer_probes(l);
   if (pl_relay_waiting(l->relay) && !l->told) {
     uint8_t byte = 0;
     l->told = write(l->hand[1], &byte, 1) == 1;
@@ -68,9 +88,21 @@ static bool serve(pl_relay_loop *l) {
     pl_relay_expire(l->relay, now);
     l->expired_ns = now;
   }
+  tell_news(l);
   bool more = l->udp.more;
   pthread_mutex_unlock(&l->lock);
   return more;
+}
+
+static void observe(pl_relay_loop *l, enum pl_relay_socket which) {
+  pl_rx batch[PL_UDP_BATCH];
+  take(l);
+  int n = pl_udp_recv(&l->extra[which], batch);
+  if (n > 0) {
+    pl_relay_observe(l->relay, which, batch, (unsigned)n, clock_ns());
+    answer_probes(l);
+  }
+  pthread_mutex_unlock(&l->lock);
 }
 
 static void *run(void *arg) {
@@ -79,16 +111,20 @@ static void *run(void *arg) {
   prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); /* the waits of pl_udp_sendv end in time */
   prctl(PR_SET_NAME, "pilot-relay", 0, 0, 0);
 #endif
-  struct pollfd fds[2] = {{.fd = l->udp.fd, .events = POLLIN}, {.fd = l->wake[0], .events = POLLIN}};
+  /* poll passes over descriptors below 0. */
+  struct pollfd fds[4] = {{.fd = l->udp.fd, .events = POLLIN}, {.fd = l->wake[0], .events = POLLIN},
+                          {.fd = l->extra[PL_SOCK_OBSERVER].fd, .events = POLLIN}, {.fd = l->extra[PL_SOCK_OBSERVER_ALT].fd, .events = POLLIN}};
   bool more = false;
   for (;;) {
     /* The pipe is looked at between batches too: a flood does not delay the end. */
-    int ready = poll(fds, 2, more ? 0 : (int)(EXPIRE_NS / PL_NS_PER_MS));
+    int ready = poll(fds, 4, more ? 0 : (int)(EXPIRE_NS / PL_NS_PER_MS));
     if (ready > 0 && fds[1].revents) return NULL;
     if (ready < 0 && errno != EINTR) {
       struct timespec pause = {.tv_nsec = 10000000}; /* no memory in the kernel: not in a busy loop */
       nanosleep(&pause, NULL);
     }
+    if (ready > 0 && fds[2].revents) observe(l, PL_SOCK_OBSERVER);
+    if (ready > 0 && fds[3].revents) observe(l, PL_SOCK_OBSERVER_ALT);
     more = serve(l);
   }
 }
@@ -102,18 +138,61 @@ static int open_pipe(int fds[2]) {
   return PL_OK;
 }
 
-int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, uint32_t socket_buffer, pl_relay_loop **out) {
+static bool is_wildcard(const pl_addr *a) {
+  static const uint8_t zero[16];
+  return memcmp(a->ip, zero, a->family == 6 ? 16 : 4) == 0;
+}
+
+#define PROBE_BUFFER 262144u
+
+static int open_extra(pl_relay_loop *l, enum pl_relay_socket which, const pl_addr *host, uint16_t port) {
+  pl_addr at = *host;
+  at.port = port;
+  int r = pl_udp_open(&l->extra[which], &at, PROBE_BUFFER, false, false);
+  if (r == PL_OK) pl_udp_relay_mode(&l->extra[which]);
+  return r;
+}
+
+/* The sockets of the first address; those of the other one, unless wildcard sockets serve it too. */
+static int open_probe(pl_relay_loop *l, const pl_addr *bind, const pl_relay_probe_cfg *cfg) {
+  pl_addr alt = cfg->alt;
+  int r = open_extra(l, PL_SOCK_OBSERVER, bind, cfg->observer_port);
+  if (r == PL_OK) r = open_extra(l, PL_SOCK_QUIET, bind, cfg->quiet_port);
+  if (r < 0) return r;
+  alt.port = l->extra[PL_SOCK_OBSERVER].local.port;
+  if (alt.family && !is_wildcard(bind)) {
+    r = open_extra(l, PL_SOCK_OBSERVER_ALT, &alt, cfg->observer_port);
+    if (r == PL_OK) r = open_extra(l, PL_SOCK_QUIET_ALT, &alt, cfg->quiet_port);
+    if (r < 0) return r;
+    alt.port = l->extra[PL_SOCK_OBSERVER_ALT].local.port;
+  } else if (alt.family) { /* whether this host has it */
+    pl_udp test;
+    pl_addr at = cfg->alt;
+    at.port = 0;
+    r = pl_udp_open(&test, &at, PROBE_BUFFER, false, false);
+    if (r < 0) return r;
+    pl_udp_close(&test);
+  }
+  pl_relay_set_probe(l->relay, l->extra[PL_SOCK_OBSERVER].local.port, &alt);
+  return PL_OK;
+}
+
+int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, const pl_relay_probe_cfg *probe, uint32_t socket_buffer,
+                      pl_relay_loop **out) {
   pl_relay_loop *l = calloc(1, sizeof *l);
   if (!l) return PL_ENOMEM;
   pthread_mutex_init(&l->turn, NULL);
   pthread_mutex_init(&l->lock, NULL);
-  l->udp.fd = l->wake[0] = l->wake[1] = l->hand[0] = l->hand[1] = -1;
+  l->udp.fd = l->wake[0] = l->wake[1] = l->hand[0] = l->hand[1] = l->news[0] = l->news[1] = -1;
+  for (int i = 0; i < PL_SOCK_COUNT; i++) l->extra[i].fd = -1;
   l->expired_ns = clock_ns();
   l->relay = pl_relay_new(cfg, l->expired_ns);
   int r = l->relay ? PL_OK : PL_ENOMEM;
   if (r == PL_OK) r = open_pipe(l->wake);
   if (r == PL_OK) r = open_pipe(l->hand);
+  if (r == PL_OK) r = open_pipe(l->news);
   if (r == PL_OK) r = pl_udp_open(&l->udp, bind, socket_buffer, true, true);
+  if (r == PL_OK && probe) r = open_probe(l, bind, probe);
   if (r < 0) {
     int why = errno;
     pl_relay_loop_free(l);
@@ -157,7 +236,9 @@ void pl_relay_loop_free(pl_relay_loop *l) {
   for (int i = 0; i < 2; i++) {
     if (l->wake[i] >= 0) close(l->wake[i]);
     if (l->hand[i] >= 0) close(l->hand[i]);
+    if (l->news[i] >= 0) close(l->news[i]);
   }
+  for (int i = 0; i < PL_SOCK_COUNT; i++) pl_udp_close(&l->extra[i]);
   pl_relay_free(l->relay);
   pthread_mutex_destroy(&l->lock);
   pthread_mutex_destroy(&l->turn);
@@ -174,6 +255,8 @@ void pl_relay_loop_unlock(pl_relay_loop *l) { pthread_mutex_unlock(&l->lock); }
 
 void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out) { *out = l->udp.local; }
 
+int pl_relay_loop_news_fd(const pl_relay_loop *l) { return l->news[0]; }
+
 int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len) {
   return pl_udp_send_one(&l->udp, to, NULL, data, len);
 }
@@ -188,6 +271,7 @@ void pl_relay_loop_inject(pl_relay_loop *l, uint32_t node, pl_rx *batch, unsigne
   for (unsigned i = 0; i < n; i++) pl_relay_stream_addr(&batch[i].from, node);
   take(l);
   forward(l, batch, n, clock_ns());
+  tell_news(l);
   pthread_mutex_unlock(&l->lock);
 }
 

@@ -121,6 +121,7 @@ pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, cons
       }
       n->wants_dst = false; /* another host, which has not asked */
     }
+    if (silent(r, n)) r->news = true; /* left out of the gossip until now */
     list_remove(r, n);
   } else {
     if (!make_room(r, vouched) || !(n = node_get(r, id))) {
@@ -128,6 +129,7 @@ pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, cons
       return NULL;
     }
     n->bound = true;
+    r->news = true;
     n->tokens = pl_relay_burst(r);
     n->tokens_ns = r->now_ns;
     r->n_bound++;
@@ -156,6 +158,7 @@ int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns) {
     if (!make_room(r, true)) return PL_ELIMIT;
     if (!(n = node_get(r, node))) return PL_ENOMEM;
     n->bound = true;
+    r->news = true;
     n->tokens = pl_relay_burst(r);
     n->tokens_ns = r->now_ns;
     r->n_bound++;
@@ -223,6 +226,12 @@ bool pl_relay_lookup_local(const pl_relay *r, uint32_t node, pl_addr *out) {
   const pl_relay_node *n = pl_relay_find(r, node);
   if (n) *out = n->local;
   return n != NULL;
+}
+
+bool pl_relay_take_news(pl_relay *r) {
+  bool news = r->news;
+  r->news = false;
+  return news;
 }
 
 size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap) {

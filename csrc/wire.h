@@ -102,7 +102,12 @@ enum {
   PL_BEACON_DISCOVER_DST = 0x08,
   PL_BEACON_DELIVER_DST = 0x09,
   PL_BEACON_NOTIFY = 0x0a,
+  /* Of our own kind (docs/wire-extensions.md 7); other beacons and daemons drop them. */
+  PL_BEACON_PROBE = 0x0b,
+  PL_BEACON_PROBE_REPLY = 0x0c,
+  PL_BEACON_INTRODUCE = 0x0d,
 };
+#define PL_SYNC_ASKS 1u /* flag in the trailer of 0x07: answer with your list */
 typedef struct pl_beacon_msg {
   uint8_t type;
   uint32_t node;     /* 01 03 05 06 07 08 09: sender, requester, source or beacon id */
@@ -115,6 +120,10 @@ typedef struct pl_beacon_msg {
 } pl_beacon_msg;
 /* PL_ESHORT, or PL_EFORMAT for an unknown type or an address length other than 4 or 16. */
 int pl_beacon_parse(const uint8_t *p, const uint8_t *end, pl_beacon_msg *out);
+/* An endpoint in the form of beacon.md 1.1, without a type: the number of bytes (7 or 19), PL_ESHORT or PL_EFORMAT. A v4-mapped address reads
+ * as IPv4. */
+int pl_beacon_read_addr(const uint8_t *p, const uint8_t *end, pl_addr *out);
+int pl_beacon_write_addr(uint8_t *out, const pl_addr *a);
 /* 0x02 / 0x04: writes type and endpoint; returns 8 or 20, or PL_EFORMAT without an address. */
 int pl_beacon_write_endpoint(uint8_t *out, uint8_t type, const pl_addr *a);
 

@@ -25,21 +25,29 @@ static size_t fixed_size(uint8_t type) {
   }
 }
 
-static int parse_endpoint(const uint8_t *p, size_t n, pl_beacon_msg *out) {
-  size_t ip = p[1];
+int pl_beacon_read_addr(const uint8_t *p, const uint8_t *end, pl_addr *a) {
+  size_t n = left(p, end);
+  if (n == 0) return PL_ESHORT;
+  size_t ip = p[0];
   if (ip != 4 && ip != 16) return PL_EFORMAT;
-  if (n < 2 + ip + 2) return PL_ESHORT;
-  pl_addr *a = &out->endpoint;
-  a->port = pl_get16(p + 2 + ip);
-  if (ip == 16 && !is_v4_mapped(p + 2)) {
+  if (n < 1 + ip + 2) return PL_ESHORT;
+  memset(a, 0, sizeof *a);
+  a->port = pl_get16(p + 1 + ip);
+  if (ip == 16 && !is_v4_mapped(p + 1)) {
     a->family = 6;
-    memcpy(a->ip, p + 2, 16);
+    memcpy(a->ip, p + 1, 16);
   } else {
     a->family = 4;
-    memcpy(a->ip, p + 2 + ip - 4, 4);
+    memcpy(a->ip, p + 1 + ip - 4, 4);
   }
-  out->body = p + 2 + ip + 2;
-  out->body_len = n - (2 + ip + 2);
+  return (int)(1 + ip + 2);
+}
+
+static int parse_endpoint(const uint8_t *p, const uint8_t *end, pl_beacon_msg *out) {
+  int len = pl_beacon_read_addr(p + 1, end, &out->endpoint);
+  if (len < 0) return len;
+  out->body = p + 1 + len;
+  out->body_len = left(out->body, end);
   return PL_OK;
 }
 
@@ -55,7 +63,7 @@ int pl_beacon_parse(const uint8_t *p, const uint8_t *end, pl_beacon_msg *out) {
   out->body_len = n - fixed;
   switch (p[0]) {
     case PL_BEACON_DISCOVER_REPLY:
-    case PL_BEACON_PUNCH_COMMAND: return parse_endpoint(p, n, out);
+    case PL_BEACON_PUNCH_COMMAND: return parse_endpoint(p, end, out);
     case PL_BEACON_NOTIFY: out->kind = p[1]; return PL_OK;
     case PL_BEACON_SYNC:
       out->node = pl_get32(p + 1);
@@ -70,14 +78,20 @@ int pl_beacon_parse(const uint8_t *p, const uint8_t *end, pl_beacon_msg *out) {
   }
 }
 
-int pl_beacon_write_endpoint(uint8_t *out, uint8_t type, const pl_addr *a) {
+int pl_beacon_write_addr(uint8_t *out, const pl_addr *a) {
   if (a->family != 4 && a->family != 6) return PL_EFORMAT;
   uint8_t ip = a->family == 4 ? 4 : 16;
+  out[0] = ip;
+  memcpy(out + 1, a->ip, ip);
+  pl_put16(out + 1 + ip, a->port);
+  return 1 + ip + 2;
+}
+
+int pl_beacon_write_endpoint(uint8_t *out, uint8_t type, const pl_addr *a) {
+  int len = pl_beacon_write_addr(out + 1, a);
+  if (len < 0) return len;
   out[0] = type;
-  out[1] = ip;
-  memcpy(out + 2, a->ip, ip);
-  pl_put16(out + 2 + ip, a->port);
-  return 2 + ip + 2;
+  return 1 + len;
 }
 
 int pl_ipc_parse(const uint8_t *p, const uint8_t *end, uint8_t *cmd, const uint8_t **payload, uint32_t *len, size_t *size) {

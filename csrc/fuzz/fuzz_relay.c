@@ -25,10 +25,15 @@ static void check_sends(pl_relay *r) {
       FUZZ_CHECK(len >= 1 && len <= PL_UDP_MAX);
       if (s[i].n_iov > 1) FUZZ_CHECK(k + 1 < s[i].n_iov ? len == s[i].seg : len <= s[i].seg);
       FUZZ_CHECK(p[0] == PL_BEACON_DISCOVER_REPLY || p[0] == PL_BEACON_PUNCH_COMMAND || p[0] == PL_BEACON_DELIVER ||
-                 p[0] == PL_BEACON_RELAY || p[0] == PL_BEACON_DELIVER_DST);
+                 p[0] == PL_BEACON_RELAY || p[0] == PL_BEACON_DELIVER_DST || p[0] == PL_BEACON_INTRODUCE);
+      fuzz_touch(p, len);
+      if (p[0] == PL_BEACON_INTRODUCE) {
+        pl_addr a;
+        FUZZ_CHECK(pl_beacon_read_addr(p + 10, p + len, &a) == (int)len - 10);
+        continue;
+      }
       pl_beacon_msg m;
       FUZZ_CHECK(pl_beacon_parse(p, p + len, &m) == PL_OK);
-      fuzz_touch(p, len);
     }
   }
 }

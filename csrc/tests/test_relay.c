@@ -113,7 +113,7 @@ static void nobody_speaks_for_another(void) {
   register_three(&t);
   CHECK(net_relay(&t, C, 100, 200) == 0 && net_stats(&t).spoofed == 1);                  /* another host */
   CHECK(net_relay(&t, "203.0.113.10:40009", 100, 200) == 0 && net_stats(&t).spoofed == 2); /* another port of it */
-  CHECK(net_relay(&t, C, 999, 200) == 0 && net_stats(&t).spoofed == 3);                  /* nobody */
+  CHECK(net_relay(&t, V6, 100, 200) == 0 && net_stats(&t).spoofed == 3);
   /* In one batch the right sender and a forger: only his pass. */
   uint8_t p[10];
   head(p, 0x05, 100, 200);

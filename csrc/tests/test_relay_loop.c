@@ -19,7 +19,7 @@ static pl_relay_loop *beacon(pl_addr *at) {
   cfg.punch_rate = 1000;
   pl_relay_loop *l;
   pl_addr any = loopback(1, 0);
-  CHECK(pl_relay_loop_new(&cfg, &any, 4u << 20, &l) == PL_OK);
+  CHECK(pl_relay_loop_new(&cfg, &any, NULL, 4u << 20, &l) == PL_OK);
   CHECK(pl_relay_loop_start(l) == PL_OK && pl_relay_loop_start(l) == PL_ESTATE);
   pl_relay_loop_local_addr(l, at);
   CHECK(at->port != 0);
@@ -211,6 +211,7 @@ static void *flood_run(void *arg) {
   CHECK(pl_udp_open(&u, &any, 1u << 20, true, false) == PL_OK);
   uint8_t junk[64 * 50];
   memset(junk, 0x05, sizeof junk);
+  for (size_t i = 0; i < sizeof junk; i += 50) pl_put32(junk + i + 1, 0); /* a sender that nobody can be */
   struct iovec iov = {junk, sizeof junk};
   pl_udp_msg m = {.to = f->to, .iov = &iov, .n_iov = 1, .seg = 50};
   while (!atomic_load(&f->stop)) pl_udp_sendv(&u, &m, 1);
@@ -258,7 +259,7 @@ static void refusals(void) {
   pl_addr at;
   pl_relay_loop *l = beacon(&at), *second = NULL;
   errno = 0;
-  CHECK(pl_relay_loop_new(&cfg, &at, 65536, &second) == PL_EIO && errno == EADDRINUSE && !second);
+  CHECK(pl_relay_loop_new(&cfg, &at, NULL, 65536, &second) == PL_EIO && errno == EADDRINUSE && !second);
   pl_addr v6 = {.family = 6, .port = 9};
   v6.ip[15] = 1;
   uint8_t byte = 7;

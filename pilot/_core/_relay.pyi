@@ -5,13 +5,21 @@ from collections.abc import Mapping, Sequence
 Addr = tuple[str, int]  # numeric IP text, port
 
 class RelayLoop:
-    """The beacon's socket and native forwarding thread (pl_relay_loop). Closed when the object goes.
+    """The beacon's sockets and native forwarding thread (pl_relay_loop). Closed when the object goes.
 
-    options: fields of pl_relay_cfg (max_nodes, node_ttl_ns, claim_ttl_ns, punch_rate, relay_bytes_per_s). OSError if the
-    address cannot be bound, ValueError for an address that is not numeric.
+    alt: another IP of this host, for NAT probes; probe_ports: of the observers and of the quiet sockets, 0 = any free one.
+    options: fields of pl_relay_cfg (max_nodes, node_ttl_ns, claim_ttl_ns, punch_rate, probe_rate, relay_bytes_per_s). OSError if
+    an address cannot be bound, ValueError for one that is not numeric.
     """
 
-    def __init__(self, bind: Addr, *, options: Mapping[str, int] | None = None) -> None: ...
+    def __init__(
+        self,
+        bind: Addr,
+        *,
+        alt: str | None = None,
+        probe_ports: tuple[int, int] = (0, 0),
+        options: Mapping[str, int] | None = None,
+    ) -> None: ...
     def start(self) -> None: ...
     def stop(self) -> None:
         """Joins the thread. Idempotent; the table is kept."""
@@ -34,6 +42,9 @@ class RelayLoop:
         """Its stream is gone. Nothing happens if it was not attached."""
     def inject(self, node: int, datagrams: Sequence[bytes]) -> None:
         """At most 4096 datagrams of an attached node, in order; what is not its own to say is dropped and counted."""
+    @property
+    def news_fd(self) -> int:
+        """Readable when peers should hear of something at once. Read it empty."""
     @property
     def hand_fd(self) -> int:
         """Readable when take() has something."""

@@ -15,8 +15,9 @@ from pilot._core.capi cimport *
 cdef class RelayLoop:
     cdef pl_relay_loop *loop
 
-    def __cinit__(self, bind, *, options=None):
+    def __cinit__(self, bind, *, alt=None, probe_ports=(0, 0), options=None):
         cdef pl_relay_cfg cfg
+        cdef pl_relay_probe_cfg probe
         cdef pl_addr a
         cdef int r
         pl_relay_cfg_default(&cfg)
@@ -30,12 +31,18 @@ cdef class RelayLoop:
                 cfg.claim_ttl_ns = value
             elif key == "punch_rate":
                 cfg.punch_rate = value
+            elif key == "probe_rate":
+                cfg.probe_rate = value
             elif key == "relay_bytes_per_s":
                 cfg.relay_bytes_per_s = value
             else:
                 raise ValueError(f"unknown relay option: {key!r}")
         addr_from_py(bind, &a)
-        r = pl_relay_loop_new(&cfg, &a, 8 << 20, &self.loop)
+        addr_from_py((alt or "0.0.0.0", 0), &probe.alt)
+        if alt is None:
+            probe.alt.family = 0
+        probe.observer_port, probe.quiet_port = probe_ports
+        r = pl_relay_loop_new(&cfg, &a, &probe, 8 << 20, &self.loop)
         if r < 0:
             self.loop = NULL
             if r == PL_EIO:
@@ -202,6 +209,10 @@ cdef class RelayLoop:
         finally:
             free(batch)
             free(arena)
+
+    @property
+    def news_fd(self):
+        return pl_relay_loop_news_fd(self.loop)
 
     @property
     def hand_fd(self):

@@ -235,10 +235,10 @@ cdef extern from "relay.h" nogil:
     ctypedef struct pl_relay:
         pass
     ctypedef struct pl_relay_cfg:
-        uint32_t max_nodes, punch_rate
+        uint32_t max_nodes, punch_rate, probe_rate
         uint64_t node_ttl_ns, claim_ttl_ns, relay_bytes_per_s, hash_seed
     ctypedef struct pl_relay_stats:
-        uint64_t discovers, punches, relayed, relayed_bytes, forwarded, not_found, spoofed, limited, bad, sync, handed, hand_full
+        uint64_t discovers, punches, introduced, probes, relayed, relayed_bytes, forwarded, not_found, spoofed, limited, bad, sync, handed, hand_full
         uint32_t nodes, routes, attached
     ctypedef struct pl_relay_loop:
         pass
@@ -250,7 +250,11 @@ cdef extern from "relay.h" nogil:
     int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns)
     void pl_relay_detach(pl_relay *r, uint32_t node)
     void pl_relay_get_stats(const pl_relay *r, pl_relay_stats *out)
-    int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, uint32_t socket_buffer, pl_relay_loop **out)
+    ctypedef struct pl_relay_probe_cfg:
+        pl_addr alt
+        uint16_t observer_port, quiet_port
+    int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, const pl_relay_probe_cfg *probe, uint32_t socket_buffer,
+                          pl_relay_loop **out)
     int pl_relay_loop_start(pl_relay_loop *l)
     void pl_relay_loop_stop(pl_relay_loop *l)
     void pl_relay_loop_free(pl_relay_loop *l)
@@ -260,6 +264,7 @@ cdef extern from "relay.h" nogil:
     int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len)
     int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len)
     void pl_relay_loop_inject(pl_relay_loop *l, uint32_t node, pl_rx *batch, unsigned n)
+    int pl_relay_loop_news_fd(const pl_relay_loop *l)
     int pl_relay_loop_hand_fd(const pl_relay_loop *l)
     size_t pl_relay_loop_take(pl_relay_loop *l, const uint8_t **out)
     ctypedef struct pl_relay_loop_stats:
