@@ -28,6 +28,7 @@ from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
 from pilot.traversal.peer_paths import PeerPaths
 from pilot.tunnel.exchange import KeyExchange
+from pilot.tunnel.key_life import CHECK_EVERY_S, KeyLife
 from pilot.tunnel.own_key import Identity
 from pilot.wire.frames import Capabilities
 
@@ -85,6 +86,7 @@ class Traversal:
         self._waiters: dict[int, set[asyncio.Future[None]]] = {}
         self._endpoint_waiters: set[asyncio.Future[Addr]] = set()
         self._failures: dict[int, PilotError] = {}
+        self._key_life = KeyLife(config.clock(), self._moved())
         self._running = False
         self._started = 0.0
         self._udp_beacons: list[Addr] = []  # what the names mean
@@ -108,6 +110,7 @@ class Traversal:
         self._started = self._clock()
         self._discovery.set_local(self._config.local_hosts(), self._config.local_port)
         await self.refresh_beacons()
+        self._spawn(self._retire_keys())
         self._arm()
 
     async def stop(self) -> None:
@@ -245,9 +248,21 @@ class Traversal:
         """New tunnel key for this process; peers move over without losing packets. False if the last was less
         than a minute ago."""
         rotated = self._exchange.rotate(self._clock())
+        if rotated:
+            self._key_life.renew(self._clock(), self._moved())
         self.paths.flush(self._clock())
         self._arm()
         return rotated
+
+    async def _retire_keys(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            if self._key_life.over(self._clock(), self._moved()) and self.rotate_keys():
+                log.info("tunnel key replaced: it had served its time")
+
+    def _moved(self) -> int:
+        stats = self._plane.stats()
+        return stats["bytes_sent"] + stats["bytes_recv"]
 
     # ---- network ----
 

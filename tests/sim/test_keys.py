@@ -84,6 +84,22 @@ def test_rotation_loses_nothing(seed: int) -> None:
     assert talk(world, b, a) < 0.2
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rotation_of_both_at_once_loses_nothing(seed: int) -> None:
+    """Traffic brings both ends of a bulk stream to the end of their keys in the same moment."""
+    world, a, b = public_pair(seed)
+    stream = Stream(world, a, b, connected(world, a, b))
+    world.run(2.0)
+    at, before = world.now_ns, [n.engine.peer_info(m.number)["key_id"] for n, m in ((a, b), (b, a))]
+    for node in (a, b):
+        assert node.paths.exchange.rotate(world.now)
+        node.paths.flush(world.now)
+    world.run(15.0)  # beyond the life of the former keys
+    assert all(n.engine.peer_info(m.number)["key_id"] != k for n, m, k in zip((a, b), (b, a), before, strict=True))
+    assert stream.gap_s(at) < 0.15
+    stream.finish()
+
+
 def test_rotation_with_many_peers() -> None:
     """Forty peers move over to the new key one after the other."""
     world = World(9)

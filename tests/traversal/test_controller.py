@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pilot._core import EV_CONN_OPEN, DataPlane, Event, RelayLoop
 from pilot.errors import PilotError
-from pilot.traversal import Decision, NatType, Step, Traversal, TraversalConfig
+from pilot.traversal import Decision, NatType, Step, Traversal, TraversalConfig, controller
 from pilot.traversal.address_book import AddressBook
 from pilot.traversal.nat import show
+from pilot.tunnel import key_life
 
 
 class Identity:
@@ -216,6 +217,19 @@ async def test_rotation(net: Net) -> None:
     before = a.plane.peer_info(2)["key_id"]
     assert a.traversal.rotate_keys() and not a.traversal.rotate_keys()
     await until(lambda: a.plane.peer_info(2)["key_id"] != before)
+    await b.traversal.connect(1, timeout=5.0)
+
+
+async def test_keys_are_retired_by_volume(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks for it: the amount of traffic alone brings the peers to another key, and they go on talking."""
+    monkeypatch.setattr(key_life, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(controller, "CHECK_EVERY_S", 0.05)
+    a, b = await net.node(1), await net.node(2)
+    await a.traversal.connect(2, timeout=5.0)
+    before = a.plane.peer_info(2)["key_id"], b.plane.peer_info(1)["key_id"]
+    for _ in range(100):
+        a.plane.send_datagram(2, 9, bytes(1100))
+    await until(lambda: a.plane.peer_info(2)["key_id"] != before[0] and b.plane.peer_info(1)["key_id"] != before[1])
     await b.traversal.connect(1, timeout=5.0)
 
 
