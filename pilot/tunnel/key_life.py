@@ -1,7 +1,7 @@
 """When the process's tunnel key has served its time (design.md section 6).
 
-One X25519 key serves all peers, so its life is counted over all of them: an upper bound for every single session. The volume is that
-of RFC 8446 section 5.5 for AES-GCM, 2^24.5 records of 16 KB, rounded down.
+One X25519 key serves all peers, so its life is counted over all of them: an upper bound for every single session. The
+volume is that of RFC 8446 section 5.5 for AES-GCM, 2^24.5 records of 16 KB, rounded down.
 """
 
 from __future__ import annotations

@@ -28,8 +28,11 @@ def start(peer: PeerRecord, session: Session, addr: Addr | None) -> list[Action]
 
 
 def busy(peer: PeerRecord, now: float) -> bool:
-    """A pending key is young enough that another one has to wait."""
-    return peer.pending is not None and now - peer.pending.at < PENDING_MIN_S
+    """A pending key is young enough that another one has to wait. Not so if it came of our own rotation: the peer may rotate in the
+    same moment, and then only its new key with ours makes one that both sides have."""
+    if peer.pending is None or (peer.live and peer.pending.public == peer.live.public):
+        return False
+    return now - peer.pending.at < PENDING_MIN_S
 
 
 def step(peer: PeerRecord, now: float, heard: float | None) -> tuple[list[Action], bool]:
