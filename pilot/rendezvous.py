@@ -78,6 +78,27 @@ def _optional(parse: Callable[[str], Addr]) -> Callable[[str], Addr | None]:
     return lambda text: parse(text) if text else None
 
 
+def _ip(text: str) -> str:
+    """A numeric address of one host, or nothing."""
+    try:
+        if text and ip_address(text).is_unspecified:
+            raise ValueError
+    except ValueError:
+        raise ValueError("want an IP address of this host") from None
+    return text
+
+
+def _ports(text: str) -> tuple[int, int]:
+    first, comma, second = text.partition(",")
+    try:
+        ports = (int(first), int(second))
+    except ValueError:
+        ports = (-1, -1)
+    if not comma or not all(0 <= p <= 65535 for p in ports) or (ports[0] == ports[1] != 0):
+        raise ValueError("want two different port numbers such as 9002,9003, or 0,0")
+    return ports
+
+
 FLAGS = FlagTable(NAME, f"{NAME} [flags]", (
     Flag("registry-addr", parse_listen, ":9000", "TCP address of the registry"),
     Flag("beacon-addr", parse_listen, ":9001", "UDP address of the beacon"),
@@ -86,7 +107,9 @@ FLAGS = FlagTable(NAME, f"{NAME} [flags]", (
     Flag("admin-token", str, "", "what operators' commands must carry; empty: they are refused", env="PILOT_ADMIN_TOKEN"),
     Flag("registration-rate", parse_count, "10", "new nodes per minute from one address"),
     Flag("max-nodes", parse_count, "500000", "nodes that registry and beacon remember"),
-    Flag("relay-rate", parse_size, "0", "bytes per second that one node may relay; 0 = no limit"),
+    Flag("relay-rate", parse_size, "1250000000", "bytes per second that one node may relay; 0 = no limit"),
+    Flag("beacon-alt-addr", _ip, "", "another IP of this host: nodes' NAT types are told in full with it"),
+    Flag("probe-ports", _ports, "0,0", "two more UDP ports of the beacon, for NAT types: open the first in a firewall; 0 = any"),
     Flag("tls-cert", str, "", "PEM certificate: the registry speaks TLS only"),
     Flag("tls-key", str, "", "PEM key of the certificate"),
     Flag("wss-addr", _optional(parse_listen), "", "TCP address for nodes without UDP, usually :443; empty: they are not served"),
@@ -115,6 +138,8 @@ class RendezvousConfig:
     registration_rate: int
     max_nodes: int
     relay_rate: int
+    beacon_alt_addr: str
+    probe_ports: tuple[int, int]
     tls_cert: str
     tls_key: str
     wss_addr: Addr | None
@@ -200,6 +225,7 @@ def _make_beacon(config: RendezvousConfig) -> Beacon:
     return Beacon(BeaconConfig(
         bind=config.beacon_addr, beacon=config.beacon_id, peers=config.peers, announcement=announcement,
         max_nodes=config.max_nodes, relay_bytes_per_s=config.relay_rate,
+        alt=config.beacon_alt_addr, probe_ports=config.probe_ports,
     ))  # fmt: skip
 
 

@@ -13,35 +13,43 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from pilot._core import CoreError, RelayLoop
+from pilot.beacon.gossip import Gossip
 from pilot.beacon.notify import Notifier
 from pilot.beacon.peers import Addr, Announcement, Peers, resolve
 from pilot.beacon.wss import WssServer
 from pilot.errors import PilotError
-from pilot.registry.endpoint import join
-from pilot.wire.beacon import MAX_SYNC, NOTIFY_HANDSHAKE, Notify, Sync
+from pilot.wire.beacon import NOTIFY_HANDSHAKE, Notify
 
 log = logging.getLogger("pilot.beacon")
 
 _REPORTED = (
-    "discovers", "punches", "relayed", "relayed_bytes", "forwarded", "not_found", "spoofed", "limited", "bad", "nodes", "routes",
+    "discovers", "punches", "introduced", "probes", "relayed", "relayed_bytes", "forwarded", "not_found", "spoofed",
+    "limited", "bad", "nodes", "routes",
 )  # fmt: skip
 _NOTIFY = Notify(NOTIFY_HANDSHAKE).build()
+
+
+# 10 Gbit/s: what no single legitimate flow exceeds here; it keeps one sender from taking a faster machine for itself.
+RELAY_BYTES_PER_S = 1_250_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class BeaconConfig:
     """Times in seconds.
 
-    bind: host "" = all addresses, IPv4 and IPv6; port 0 = a free one. peers: other beacons, names allowed. relay_bytes_per_s:
-    what one node may send through this beacon, 0 = no limit.
+    bind: host "" = all addresses, IPv4 and IPv6; port 0 = a free one. alt: another IP of this host, "" = none, and probe_ports
+    (observer, quiet; 0 = any): for NAT probes, docs/wire-extensions.md 7.1. peers: other beacons, names allowed.
+    relay_bytes_per_s: what one node may send through this beacon, 0 = no limit.
     """
 
     bind: Addr = ("", 9001)
+    alt: str = ""
+    probe_ports: tuple[int, int] = (0, 0)
     beacon: int = 0
     peers: tuple[Addr, ...] = ()
     announcement: Announcement | None = None
     max_nodes: int = 500_000
-    relay_bytes_per_s: int = 0
+    relay_bytes_per_s: int = RELAY_BYTES_PER_S
     gossip_s: float = 10.0
     refresh_s: float = 30.0  # of peers: names and the registry's list
     notify_s: float = 1.0
@@ -59,9 +67,7 @@ class Beacon:
         self._peers: Peers | None = None
         self._notifier = Notifier(self._notify_node, config.notify_s)
         self._tasks: list[asyncio.Task[None]] = []
-        self._gossip_sent = 0
-        self._gossip_failed = 0
-        self._gossip_cut = 0  # rounds in which not all nodes fitted into the datagram
+        self._gossip: Gossip | None = None
         self._vouch_refused = 0
 
     async def open(self) -> Addr:
@@ -74,16 +80,17 @@ class Beacon:
                 candidates = sorted(await resolve(host, port, v6=True), key=lambda addr: ":" in addr[0])[:1]
             else:
                 candidates = [("::", port), ("0.0.0.0", port)]
-            self._relay = _bind(candidates, options)
+            self._relay = _bind(candidates, self.config, options)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error) or "the name does not resolve"
             raise PilotError(
                 "connection_failed", f"beacon cannot listen on UDP {host or '*'}:{port}: {reason}",
-                "another program uses the port, or the address is not one of this host",
+                "another program uses a port, or an address is not one of this host",
             ) from error  # fmt: skip
         local = self._relay.local_addr
         self._peers = Peers(self.config.peers, ":" in local[0], local[1], self.config.announcement)
         self._peers.never([local])
+        self._gossip = Gossip(self._relay, self._peers, self.config.beacon)
         return local
 
     async def start(self) -> Addr:
@@ -96,7 +103,8 @@ class Beacon:
         if self.wss is not None:
             await self.wss.start(relay)
         self._every(self.config.report_s, self._reporter(), "beacon-report")
-        if peers.possible:
+        if peers.possible and self._gossip is not None:
+            self._gossip.start()
             self._every(self.config.refresh_s, self._resolve_peers, "beacon-peers", at_once=True)
             if self.config.announcement:
                 self._every(self.config.refresh_s, self._ask_registry, "beacon-registry", at_once=True)
@@ -112,8 +120,10 @@ class Beacon:
         self._notifier.close()
         if self.wss is not None:
             await self.wss.stop()
+        if self._gossip is not None:
+            self._gossip.stop()
+            self._gossip = None
         if self._peers is not None:
-            self._tell_peers(())
             await self._peers.close()
             self._peers = None
         if self._relay is not None:
@@ -146,9 +156,10 @@ class Beacon:
     # Peers
 
     async def _resolve_peers(self) -> None:
-        assert self._peers is not None and self._relay is not None
+        assert self._peers is not None and self._relay is not None and self._gossip is not None
         await self._peers.resolve_names()
         self._relay.set_peers(self._peers.accepted())
+        self._gossip.peers_changed()
 
     async def _ask_registry(self) -> None:
         """Apart from the names: given peers do not wait for a registry that does not answer."""
@@ -157,24 +168,8 @@ class Beacon:
         await self._resolve_peers()
 
     async def _gossip_round(self) -> None:
-        assert self._relay is not None
-        nodes = self._relay.nodes(MAX_SYNC + 1)
-        if len(nodes) > MAX_SYNC:
-            if not self._gossip_cut:
-                log.warning("more nodes than gossip can tell: the rest is not reachable through peers", extra={"limit": MAX_SYNC})
-            self._gossip_cut += 1
-        self._tell_peers(nodes[:MAX_SYNC])
-
-    def _tell_peers(self, nodes: list[int] | tuple[()]) -> None:
-        assert self._relay is not None and self._peers is not None
-        datagram = Sync(self.config.beacon, tuple(nodes)).build()
-        for addr in self._peers.targets():
-            try:
-                self._relay.send(addr, datagram)
-                self._gossip_sent += 1
-            except CoreError as error:
-                self._gossip_failed += 1
-                log.debug("gossip not sent", extra={"peer": join(*addr), "error": str(error)})
+        assert self._gossip is not None
+        self._gossip.round()
 
     # Time
 
@@ -209,9 +204,9 @@ class Beacon:
         own = {
             "peers": len(self._peers.accepted()) if self._peers else 0,
             "peer_failures": self._peers.failures if self._peers else 0,
-            "gossip_sent": self._gossip_sent,
-            "gossip_failed": self._gossip_failed,
-            "gossip_cut": self._gossip_cut,
+            "gossip_sent": self._gossip.sent if self._gossip else 0,
+            "gossip_failed": self._gossip.failed if self._gossip else 0,
+            "gossip_cut": self._gossip.cut if self._gossip else 0,
             "notified": self._notifier.sent,
             "notify_merged": self._notifier.merged,
             "notify_unknown": self._notifier.unknown,
@@ -220,12 +215,12 @@ class Beacon:
         return (self._relay.stats() if self._relay else {}) | own | (self.wss.stats() if self.wss else {})
 
 
-def _bind(candidates: list[Addr], options: dict[str, int]) -> RelayLoop:
+def _bind(candidates: list[Addr], config: BeaconConfig, options: dict[str, int]) -> RelayLoop:
     """The first address that this host has; a host without IPv6 takes the next. OSError."""
     for addr in candidates[:-1]:
         try:
-            return RelayLoop(addr, options=options)
+            return RelayLoop(addr, alt=config.alt or None, probe_ports=config.probe_ports, options=options)
         except OSError as error:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 raise
-    return RelayLoop(candidates[-1], options=options)
+    return RelayLoop(candidates[-1], alt=config.alt or None, probe_ports=config.probe_ports, options=options)

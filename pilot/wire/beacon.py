@@ -14,7 +14,10 @@ Addr = tuple[str, int]  # numeric IP text, port
 NOTIFY_HANDSHAKE = 1  # the registry holds a relayed trust handshake for the node
 KEY_SIZE = 32
 SIGNATURE_SIZE = 64
-MAX_SYNC = 16375  # node ids that fit one datagram
+MAX_SYNC = 16374  # node ids that fit one datagram with our trailer
+SYNC_ASKS = b"PX\x01\x01"  # trailer: a peer of our kind shall answer with its own list; others ignore it
+PROBE_SIZE = 240
+NONCE_SIZE = 8
 
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -32,6 +35,9 @@ class BeaconType(IntEnum):
     DISCOVER_DST = 0x08
     DELIVER_DST = 0x09
     NOTIFY = 0x0A
+    PROBE = 0x0B  # from here on ours alone: docs/wire-extensions.md 7
+    PROBE_REPLY = 0x0C
+    INTRODUCE = 0x0D  # between beacons, native code only
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,44 @@ class Notify:
         return _pack(">BB", BeaconType.NOTIFY, self.kind)
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Asks a beacon of our kind to show what the NAT in between lets in. nonce: 8 bytes."""
+
+    nonce: bytes
+
+    def build(self) -> bytes:
+        """240 bytes: no less than all answers together."""
+        if len(self.nonce) != NONCE_SIZE:
+            raise WireError("nonce is not 8 bytes")
+        return (bytes((BeaconType.PROBE, 0)) + self.nonce).ljust(PROBE_SIZE, b"\0")
+
+
+class ProbeSource(IntEnum):
+    """Where an answer to a probe comes from."""
+
+    ASKED = 0
+    OTHER_PORT = 1
+    OTHER_ADDRESS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReply:
+    """endpoint: where the probe was seen to come from. observer_port (on the beacon's own address) and alternate (on its other
+    one, if it has one) are more places to ask: they see what the NAT maps to there."""
+
+    source: ProbeSource
+    nonce: bytes
+    endpoint: Addr
+    observer_port: int
+    alternate: Addr | None
+
+    def build(self) -> bytes:
+        """20 to 50 bytes."""
+        head = bytes((BeaconType.PROBE_REPLY, self.source)) + self.nonce + _pack_addr(self.endpoint)
+        return head + _pack(">H", self.observer_port) + (_pack_addr(self.alternate) if self.alternate else b"\0")
+
+
 Message = (
     Discover
     | DiscoverReply
@@ -186,6 +230,8 @@ Message = (
     | DiscoverDst
     | DeliverDst
     | Notify
+    | Probe
+    | ProbeReply
 )
 
 
@@ -217,6 +263,10 @@ def parse(data: bytes) -> Message | None:
         return DiscoverReply(endpoint) if kind == BeaconType.DISCOVER_REPLY else PunchCommand(endpoint)
     if kind == BeaconType.NOTIFY:
         return Notify(data[1])
+    if kind == BeaconType.PROBE:
+        return Probe(data[2 : 2 + NONCE_SIZE]) if size >= PROBE_SIZE and data[1] == 0 else None
+    if kind == BeaconType.PROBE_REPLY:
+        return _parse_probe_reply(data)
     if size < 5:
         return None
     (node,) = struct.unpack_from(">I", data, 1)
@@ -240,6 +290,20 @@ def parse(data: bytes) -> Message | None:
     return None
 
 
+def _parse_probe_reply(data: bytes) -> ProbeReply | None:
+    if len(data) < 2 + NONCE_SIZE or data[1] > max(ProbeSource):
+        return None
+    endpoint, rest = _unpack_addr(data[2 + NONCE_SIZE :])
+    if endpoint is None or len(rest) < 3:
+        return None
+    alternate = None
+    if rest[2]:
+        alternate, _ = _unpack_addr(rest[2:])
+        if alternate is None:
+            return None
+    return ProbeReply(ProbeSource(data[1]), data[2 : 2 + NONCE_SIZE], endpoint, int.from_bytes(rest[:2], "big"), alternate)
+
+
 def _parse_sync(beacon: int, data: bytes) -> Sync | None:
     count = int.from_bytes(data[5:7], "big")
     if len(data) < 7 + 4 * count:
@@ -261,6 +325,10 @@ def _pack(form: str, *values: int) -> bytes:
 
 
 def _pack_endpoint(kind: BeaconType, endpoint: Addr) -> bytes:
+    return bytes((kind,)) + _pack_addr(endpoint)
+
+
+def _pack_addr(endpoint: Addr) -> bytes:
     """An IPv4 address that came over a dual-stack socket goes out in its 4-byte form (beacon.md 1.1)."""
     host, port = endpoint
     try:
@@ -268,13 +336,18 @@ def _pack_endpoint(kind: BeaconType, endpoint: Addr) -> bytes:
     except (OSError, ValueError):
         raise WireError("not a numeric IP address") from None
     ip = ip.removeprefix(_MAPPED)
-    return _pack(">BB", kind, len(ip)) + ip + _pack(">H", port)
+    return bytes((len(ip),)) + ip + _pack(">H", port)
 
 
 def _unpack_endpoint(data: bytes) -> Addr | None:
-    size = data[1]
-    if size not in (4, 16) or len(data) < 4 + size:
-        return None
-    ip = data[2 : 2 + size].removeprefix(_MAPPED)  # one form for one address, whatever the beacon wrote
+    return _unpack_addr(data[1:])[0]
+
+
+def _unpack_addr(data: bytes) -> tuple[Addr | None, bytes]:
+    """The address at the beginning and what follows; (None, b"") if it is impossible or cut off."""
+    size = data[0] if data else 0
+    if size not in (4, 16) or len(data) < 3 + size:
+        return None, b""
+    ip = data[1 : 1 + size].removeprefix(_MAPPED)  # one form for one address, whatever the beacon wrote
     family = socket.AF_INET if len(ip) == 4 else socket.AF_INET6
-    return socket.inet_ntop(family, ip), int.from_bytes(data[2 + size : 4 + size], "big")
+    return (socket.inet_ntop(family, ip), int.from_bytes(data[1 + size : 3 + size], "big")), data[3 + size :]

@@ -19,7 +19,9 @@ def test_defaults_are_those_of_the_published_program() -> None:
     c = load([], {})
     assert (c.registry_addr, c.beacon_addr) == (("", 9000), ("", 9001))
     assert (c.store, c.network, c.admin_token, c.peers, c.beacon_id) == ("", 0, "", (), 0)
-    assert (c.relay_rate, c.registration_rate, c.log_level, c.log_format) == (0, 10, "info", "text")
+    assert (c.registration_rate, c.log_level, c.log_format) == (10, "info", "text")
+    assert (c.beacon_alt_addr, c.probe_ports) == ("", (0, 0))
+    assert c.relay_rate * 8 == 10**10, "published beacons know no budget: ours is beyond what one flow can use"
 
 
 @pytest.mark.parametrize("argv", [
@@ -47,6 +49,9 @@ def test_values() -> None:
     (["-registry-addr", "9000"], "-registry-addr"), (["-registry-addr", ":70000"], "-registry-addr"),
     (["-beacon-addr", "::1:9001"], "-beacon-addr"), (["-network", "65536"], "-network"), (["-network", "-1"], "-network"),
     (["-peers", "a.example"], "-peers"), (["-peers", ":9001"], "-peers"), (["-advertise-addr", "a.example:0"], "-advertise-addr"),
+    (["-beacon-alt-addr", "name.example"], "-beacon-alt-addr"), (["-beacon-alt-addr", "0.0.0.0"], "-beacon-alt-addr"),
+    (["-probe-ports", "9002"], "-probe-ports"), (["-probe-ports", "9002,9002"], "-probe-ports"),
+    (["-probe-ports", "1,65536"], "-probe-ports"),
     (["-relay-rate", "fast"], "-relay-rate"), (["-registration-rate", "0"], "-registration-rate"),
     (["-log-level", "loud"], "-log-level"), (["-store"], "-store needs a value"), (["-colour"], "-colour"),
     (["start"], "'start'"),
