@@ -162,6 +162,15 @@ typedef struct pl_conn_info {
 int pl_engine_conn_info(const pl_engine *e, uint32_t conn, pl_conn_info *out);
 bool pl_engine_next_conn(const pl_engine *e, size_t *it, pl_conn_info *out);
 
+/* For the shell that lets threads wait: while a waiter is set, a connection of owner APP makes no READABLE / WRITABLE event; instead the
+ * hook gets the waiter, once, and the slot is empty again. So it does when the connection ends or is closed. PL_ENOENT, PL_ESTATE (closed
+ * here), PL_EEXIST (somebody waits for the same). A writer sets it after a short pl_engine_write. */
+enum pl_wait { PL_WAIT_READ = 0, PL_WAIT_WRITE = 1 };
+int pl_engine_wait(pl_engine *e, uint32_t conn, enum pl_wait what, void *waiter);
+void pl_engine_unwait(pl_engine *e, uint32_t conn, enum pl_wait what, const void *waiter); /* nothing if it is not set */
+/* The hook must not call the engine. */
+void pl_engine_on_wake(pl_engine *e, void (*fn)(void *ctx, void *waiter), void *ctx);
+
 /* For the shell that serves local clients: connections of owner CLIENT that became readable, writable, ended or died since last
  * asked. Returns a connection id or 0. */
 uint32_t pl_engine_next_ready(pl_engine *e);

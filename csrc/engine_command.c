@@ -99,6 +99,8 @@ int pl_engine_close(pl_engine *e, uint32_t conn, uint64_t now_ns) {
   pl_conn_unlink_ready(e, c);
   c->owner = PL_OWNER_NONE;
   c->closing = true;
+  pl_conn_wake(e, c, PL_WAIT_READ);
+  pl_conn_wake(e, c, PL_WAIT_WRITE);
   pl_stream_close(c->s, e->now_ns);
   pl_conn_discard(e, c);
   pl_conn_activate(e, c);
@@ -119,6 +121,27 @@ int64_t pl_engine_unacked(const pl_engine *e, uint32_t conn) {
   const pl_conn *c = find(e, conn);
   if (!c) return PL_ENOENT;
   return c->s ? (int64_t)pl_stream_unacked(c->s) : 0;
+}
+
+/* ---- for the shell that lets threads wait ---- */
+
+int pl_engine_wait(pl_engine *e, uint32_t conn, enum pl_wait what, void *waiter) {
+  pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  if (c->closing) return PL_ESTATE;
+  if (c->waiter[what]) return PL_EEXIST;
+  c->waiter[what] = waiter;
+  return PL_OK;
+}
+
+void pl_engine_unwait(pl_engine *e, uint32_t conn, enum pl_wait what, const void *waiter) {
+  pl_conn *c = find(e, conn);
+  if (c && c->waiter[what] == waiter) c->waiter[what] = NULL;
+}
+
+void pl_engine_on_wake(pl_engine *e, void (*fn)(void *, void *), void *ctx) {
+  e->wake_fn = fn;
+  e->wake_ctx = ctx;
 }
 
 /* ---- for the shell of local clients ---- */

@@ -120,7 +120,15 @@ void pl_conn_let_go(pl_engine *e, pl_conn *c) {
   if (e->release_fn) e->release_fn(e->release_ctx, c->id, c->s, tag);
 }
 
+void pl_conn_wake(pl_engine *e, pl_conn *c, enum pl_wait what) {
+  void *waiter = c->waiter[what];
+  c->waiter[what] = NULL;
+  if (waiter && e->wake_fn) e->wake_fn(e->wake_ctx, waiter);
+}
+
 static void conn_free(pl_engine *e, pl_conn *c) {
+  pl_conn_wake(e, c, PL_WAIT_READ);
+  pl_conn_wake(e, c, PL_WAIT_WRITE);
   pl_conn_let_go(e, c);
   pl_conn_unpark(e, c);
   if (c->inbound) {
@@ -374,7 +382,10 @@ void pl_conn_tell_readable(pl_engine *e, pl_conn *c) {
     case PL_OWNER_APP:
       if (c->armed && (pl_stream_readable(c->s) || pl_stream_eof(c->s))) {
         c->armed = false;
-        conn_event(e, c, PL_EV_READABLE);
+        if (c->waiter[PL_WAIT_READ])
+          pl_conn_wake(e, c, PL_WAIT_READ);
+        else
+          conn_event(e, c, PL_EV_READABLE);
       }
       break;
     default:
@@ -394,7 +405,10 @@ static void tell_writable(pl_engine *e, pl_conn *c) {
     case PL_OWNER_APP:
       if (c->want_write) {
         c->want_write = false;
-        conn_event(e, c, PL_EV_WRITABLE);
+        if (c->waiter[PL_WAIT_WRITE])
+          pl_conn_wake(e, c, PL_WAIT_WRITE);
+        else
+          conn_event(e, c, PL_EV_WRITABLE);
       }
       break;
     default:

@@ -121,6 +121,7 @@ typedef struct pl_conn {
   bool want_write;           /* APP: a short write waits for room */
   bool in_active, in_ready;
   void *tag;                 /* of the shell that serves local clients */
+  void *waiter[2];           /* APP: threads that wait in the shell, by enum pl_wait */
   struct pl_conn *peer_next, *peer_prev;
   struct pl_conn *active_next, *ready_next;
 } pl_conn;
@@ -168,6 +169,8 @@ struct pl_engine {
   void *dgram_ctx;
   void (*release_fn)(void *, uint32_t, pl_stream *, void *);
   void *release_ctx;
+  void (*wake_fn)(void *, void *);
+  void *wake_ctx;
   void (*taken_fn)(void *, uint32_t, uint32_t);
   void *taken_ctx;
   pl_engine_stats st;
@@ -222,6 +225,7 @@ void pl_conn_let_go(pl_engine *e, pl_conn *c);  /* tells the shell of the client
 void pl_conn_unlink_ready(pl_engine *e, pl_conn *c);
 void pl_conn_tell_readable(pl_engine *e, pl_conn *c); /* to its owner, if there is something */
 void pl_conn_discard(pl_engine *e, pl_conn *c);       /* what is readable, unread */
+void pl_conn_wake(pl_engine *e, pl_conn *c, enum pl_wait what);
 void pl_conn_send_reset(pl_engine *e, pl_conn *c);
 uint16_t pl_conn_ephemeral(pl_engine *e, uint32_t node, uint16_t remote_port);
 

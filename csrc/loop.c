@@ -8,13 +8,9 @@
  *
  * The lock is two mutexes. `next` is held while waiting for `main`, so whoever waits is first in line when `main` is released: a
  * data thread that never rests cannot starve the callers, which a plain mutex lets it do. */
-#include "loop.h"
-
-#include "local.h"
-#include "udp.h"
+#include "loop_internal.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -22,49 +18,24 @@
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #define WAIT_EVENTS 64
-#define RX_TURN_BYTES (256u * 1024u) /* received before what came in is handled and acknowledged */
 #define RX_TURN_CALLS 8u
 #define STOP_FLUSHES 64u             /* each sends up to a MiB: a last word on every stream */
 
-enum { KIND_UDP = 16, KIND_WAKE = 17 };
-
-struct pl_loop {
-  pthread_mutex_t main, next;
-  pthread_t thread;
-  bool started, stopped;
-  bool stop;            /* the rest: under the lock */
-  bool sleeping;        /* the data thread waits, until sleep_until_ns */
-  bool announced;       /* event_fd was written and the queue has not been empty since */
-  uint64_t sleep_until_ns;
-  int epoll_fd, wake_fd, event_fd;
-  pl_addr local_addr;
-  pl_udp udp;
-  pl_tx tx;
-  pl_engine *engine;
-  pl_local *local;
-  uint64_t wakeups;
-  pl_local_stats last_local; /* what the clients' counters were when they were stopped */
-};
-
-static uint64_t clock_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * PL_NS_PER_S + (uint64_t)t.tv_nsec;
-}
-
 /* ---- lock ---- */
 
-static void enter(pl_loop *l) {
+void pl_loop_enter(pl_loop *l) {
   pthread_mutex_lock(&l->next);
   pthread_mutex_lock(&l->main);
   pthread_mutex_unlock(&l->next);
 }
 
-static void leave(pl_loop *l) { pthread_mutex_unlock(&l->main); }
+void pl_loop_leave(pl_loop *l) {
+  pl_loop_wake_all(l);
+  pthread_mutex_unlock(&l->main);
+}
 
 static void signal_fd(int fd) {
   uint64_t one = 1;
@@ -78,8 +49,8 @@ static void send_all(pl_tx *tx, void *ctx) {
 }
 
 /* Everything that follows from input or commands. */
-static void settle(pl_loop *l) {
-  uint64_t now = clock_ns();
+void pl_loop_settle(pl_loop *l) {
+  uint64_t now = pl_loop_clock_ns();
   /* The reader may have emptied the queue just now, under the lock that is held: what the pump adds is news to it. */
   if (!pl_engine_has_events(l->engine)) l->announced = false;
   if (l->local) pl_local_pump(l->local, now);
@@ -89,25 +60,27 @@ static void settle(pl_loop *l) {
   l->announced = waiting;
 }
 
-static uint64_t deadline(const pl_loop *l) {
+uint64_t pl_loop_deadline(const pl_loop *l) {
   uint64_t at = pl_engine_deadline(l->engine);
   return l->local ? pl_min64(at, pl_local_deadline(l->local)) : at;
 }
 
 pl_engine *pl_loop_lock(pl_loop *l, uint64_t *now_ns) {
-  enter(l);
-  *now_ns = clock_ns();
+  pl_loop_enter(l);
+  *now_ns = pl_loop_clock_ns();
   return l->engine;
 }
 
+void pl_loop_hurry(pl_loop *l, uint64_t at_ns) {
+  if (!l->sleeping || at_ns >= l->sleep_until_ns) return;
+  l->sleep_until_ns = at_ns;
+  signal_fd(l->wake_fd);
+}
+
 void pl_loop_unlock(pl_loop *l) {
-  settle(l);
-  uint64_t at = deadline(l);
-  if (l->sleeping && at < l->sleep_until_ns) {
-    l->sleep_until_ns = at;
-    signal_fd(l->wake_fd);
-  }
-  leave(l);
+  pl_loop_settle(l);
+  pl_loop_hurry(l, pl_loop_deadline(l));
+  pl_loop_leave(l);
 }
 
 /* ---- data thread ---- */
@@ -115,7 +88,7 @@ void pl_loop_unlock(pl_loop *l) {
 static int wait_for(const pl_loop *l, struct epoll_event *ev, uint64_t until_ns) {
   struct timespec t = {0, 0}, *timeout = NULL;
   if (until_ns != PL_NEVER) {
-    uint64_t now = clock_ns(), left = until_ns > now ? until_ns - now : 0;
+    uint64_t now = pl_loop_clock_ns(), left = until_ns > now ? until_ns - now : 0;
     t.tv_sec = (time_t)(left / PL_NS_PER_S);
     t.tv_nsec = (long)(left % PL_NS_PER_S);
     timeout = &t;
@@ -136,23 +109,25 @@ static int wait_for(const pl_loop *l, struct epoll_event *ev, uint64_t until_ns)
   return epoll_wait(l->epoll_fd, ev, WAIT_EVENTS, ms);
 }
 
-static void receive(pl_loop *l) {
+size_t pl_loop_receive(pl_loop *l) {
   pl_rx rx[PL_UDP_BATCH];
   size_t bytes = 0;
-  for (unsigned call = 0; call < RX_TURN_CALLS && bytes < RX_TURN_BYTES; call++) {
+  for (unsigned call = 0; call < RX_TURN_CALLS && bytes < PL_RX_TURN_BYTES; call++) {
     int n = pl_udp_recv(&l->udp, rx);
-    uint64_t now = clock_ns();
+    uint64_t now = pl_loop_clock_ns();
     for (int i = 0; i < n; i++) {
       bytes += rx[i].len;
       pl_engine_input(l->engine, rx[i].data, rx[i].len, rx[i].seg, &rx[i].from, now);
     }
-    if (!l->udp.more) return;
+    if (!l->udp.more) break;
   }
+  if (bytes >= PL_BULK_BYTES) l->bulk_ns = pl_loop_clock_ns();
+  return bytes;
 }
 
 static void dispatch(pl_loop *l, const struct epoll_event *ev, int n) {
   bool udp = l->udp.more;
-  uint64_t now = clock_ns(), count;
+  uint64_t now = pl_loop_clock_ns(), count;
   for (int i = 0; i < n; i++) {
     uint32_t kind = (uint32_t)(ev[i].data.u64 >> 32);
     switch (kind) {
@@ -169,7 +144,7 @@ static void dispatch(pl_loop *l, const struct epoll_event *ev, int n) {
         pl_local_on_client(l->local, (uint32_t)ev[i].data.u64, ev[i].events, now);
     }
   }
-  if (udp) receive(l);
+  if (udp) pl_loop_receive(l);
 }
 
 static void *run(void *arg) {
@@ -179,18 +154,20 @@ static void *run(void *arg) {
   uint64_t until = 0;
   for (;;) {
     int n = wait_for(l, ev, until);
-    enter(l);
+    pl_loop_enter(l);
     l->sleeping = false;
     l->wakeups++;
     if (l->stop) break;
+    if (l->udp_leased && pl_loop_clock_ns() >= l->lease_ns) pl_loop_watch_udp(l, true);
     dispatch(l, ev, n > 0 ? n : 0);
-    settle(l);
-    until = l->udp.more ? 0 : deadline(l);
+    pl_loop_settle(l);
+    until = l->udp.more ? 0 : pl_loop_deadline(l);
+    if (l->udp_leased) until = pl_min64(until, l->lease_ns);
     l->sleep_until_ns = until;
     l->sleeping = true;
-    leave(l);
+    pl_loop_leave(l);
   }
-  leave(l);
+  pl_loop_leave(l);
   return NULL;
 }
 
@@ -211,6 +188,11 @@ static int watch(const pl_loop *l, int fd, uint32_t kind) {
   return epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, fd, &ev) < 0 ? PL_EIO : PL_OK;
 }
 
+void pl_loop_watch_udp(pl_loop *l, bool watch) {
+  struct epoll_event ev = {.events = watch ? EPOLLIN : 0, .data.u64 = (uint64_t)KIND_UDP << 32};
+  if (epoll_ctl(l->epoll_fd, EPOLL_CTL_MOD, l->udp.fd, &ev) == 0) l->udp_leased = !watch;
+}
+
 static int set_up(pl_loop *l, const pl_loop_cfg *cfg) {
   l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   l->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -225,8 +207,9 @@ static int set_up(pl_loop *l, const pl_loop_cfg *cfg) {
   if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed) return PL_EIO;
   if (memcmp(engine.entropy, none, sizeof none) == 0 && getrandom(engine.entropy, sizeof none, 0) != (ssize_t)sizeof none) return PL_EIO;
   if (pl_tx_init(&l->tx, send_all, l) < 0) return PL_ENOMEM;
-  l->engine = pl_engine_new(&engine, &l->tx, clock_ns());
+  l->engine = pl_engine_new(&engine, &l->tx, pl_loop_clock_ns());
   if (!l->engine) return PL_ENOMEM;
+  pl_loop_wait_init(l);
   l->local = pl_local_new(l->engine, l->epoll_fd, cfg->max_clients, seed);
   if (!l->local) return PL_ENOMEM;
   return cfg->local_listen_fd >= 0 ? pl_local_serve(l->local, cfg->local_listen_fd) : PL_OK;
@@ -266,14 +249,14 @@ int pl_loop_start(pl_loop *l) {
 }
 
 int pl_loop_serve(pl_loop *l, int listen_fd) {
-  enter(l);
+  pl_loop_enter(l);
   int r = PL_ESTATE;
   if (l->local)
     r = pl_local_serve(l->local, listen_fd);
   else if (listen_fd >= 0)
     close(listen_fd);
   int why = errno;
-  leave(l);
+  pl_loop_leave(l);
   errno = why;
   return r;
 }
@@ -302,16 +285,16 @@ static void end_streams(pl_loop *l, uint64_t now) {
 
 void pl_loop_stop(pl_loop *l) {
   if (l->started) {
-    enter(l);
+    pl_loop_enter(l);
     l->stop = true;
     signal_fd(l->wake_fd);
-    leave(l);
+    pl_loop_leave(l);
     pthread_join(l->thread, NULL);
     l->started = false;
   }
-  enter(l);
+  pl_loop_enter(l);
   if (!l->stopped) {
-    uint64_t now = clock_ns();
+    uint64_t now = pl_loop_clock_ns();
     l->stopped = true;
     l->sleeping = false;
     pl_local_get_stats(l->local, &l->last_local);
@@ -321,13 +304,13 @@ void pl_loop_stop(pl_loop *l) {
     end_streams(l, now);
     pl_udp_close(&l->udp);
   }
-  leave(l);
+  pl_loop_leave(l);
 }
 
 void pl_loop_free(pl_loop *l) {
   if (!l) return;
   if (l->started) pl_loop_stop(l);
-  if (l->local) pl_local_free(l->local, clock_ns());
+  if (l->local) pl_local_free(l->local, pl_loop_clock_ns());
   pl_engine_free(l->engine);
   if (l->tx.arena) pl_tx_free(&l->tx);
   pl_udp_close(&l->udp);
@@ -349,17 +332,17 @@ int pl_loop_client_send(pl_loop *l, uint32_t client, uint8_t cmd, const uint8_t 
 }
 
 int pl_loop_client_close(pl_loop *l, uint32_t client) {
-  return l->local ? pl_local_close(l->local, client, clock_ns()) : PL_ENOENT;
+  return l->local ? pl_local_close(l->local, client, pl_loop_clock_ns()) : PL_ENOENT;
 }
 
 int pl_loop_attach(pl_loop *l, uint32_t conn, uint32_t client) {
-  return l->local ? pl_local_attach(l->local, conn, client, clock_ns()) : PL_ENOENT;
+  return l->local ? pl_local_attach(l->local, conn, client, pl_loop_clock_ns()) : PL_ENOENT;
 }
 
 /* ---- counters ---- */
 
 void pl_loop_get_stats(pl_loop *l, pl_loop_stats *out) {
-  enter(l);
+  pl_loop_enter(l);
   pl_local_stats c = l->last_local;
   if (l->local) pl_local_get_stats(l->local, &c);
   const pl_udp *u = &l->udp;
@@ -381,5 +364,5 @@ void pl_loop_get_stats(pl_loop *l, pl_loop_stats *out) {
       .gso = u->gso,
       .gro = u->gro,
   };
-  leave(l);
+  pl_loop_leave(l);
 }

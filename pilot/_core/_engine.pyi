@@ -124,6 +124,13 @@ class DataPlane(EngineBase):
     def attach(self, conn: int, client: int, cmd: int = 0, payload: bytes = b"") -> None:
         """Hands a connection to a client. cmd: queues that frame (DialOK, Accept) in front of the connection's bytes, in the
         same moment, so that the client may use the connection as soon as it has read it."""
+    def read_wait(self, conn: int, buffer: bytearray | memoryview, timeout: float | None = None) -> int | None:
+        """Blocks the thread, without the GIL, until bytes of an APP connection are in `buffer` (writable,
+        contiguous, not empty): how many, 0 at the end of the stream, None after `timeout` seconds. CoreError: gone (PL_ENOENT),
+        closed here (PL_ESTATE), another thread reads (PL_EEXIST). Never call it in the thread that handles events."""
+    def write_wait(self, conn: int, data: bytes | bytearray | memoryview, timeout: float | None = None) -> int:
+        """Blocks the thread, without the GIL, until the send buffer has taken all of `data`: how many bytes it
+        took, fewer only after `timeout` seconds. CoreError as read_wait."""
 
 class Engine(EngineBase):
     """Sans-I/O engine for tests and the simulator. Time is what was last passed in, nanoseconds."""

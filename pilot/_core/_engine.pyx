@@ -1,8 +1,10 @@
 """Bindings on csrc/engine.h and csrc/loop.h. Glue only: policy is in Python, packets stay in C."""
 
 import os
+from time import monotonic
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -11,6 +13,10 @@ from libc.string cimport memcpy, memset
 from pilot._core._errors import CoreError
 from pilot._core.addr cimport addr_from_py, addr_to_py
 from pilot._core.capi cimport *
+
+cdef extern from "loop_wait.h" nogil:
+    int64_t pl_loop_read_wait(pl_loop *l, uint32_t conn, uint8_t *buf, size_t cap, uint64_t timeout_ns)
+    int64_t pl_loop_write_wait(pl_loop *l, uint32_t conn, const uint8_t *data, size_t len, uint64_t timeout_ns)
 
 EV_FRAME, EV_BEACON, EV_PEER_WANTED, EV_NO_SESSION, EV_SESSION_PROVED, EV_SESSION_BROKEN = range(1, 7)
 EV_PATH_SEEN, EV_PONG, EV_CONN_OPEN, EV_CONN_FAILED, EV_ACCEPT, EV_READABLE, EV_WRITABLE = range(7, 14)
@@ -58,6 +64,13 @@ cdef int check(int64_t result) except -1:
     if result < 0:
         raise CoreError(result)
     return 0
+
+
+cdef uint64_t left_ns(object end) except? 0:
+    """Nanoseconds until `end` on the monotonic clock; None = for ever."""
+    if end is None:
+        return PL_NEVER
+    return <uint64_t> (max(end - monotonic(), 0.0) * 1e9)
 
 
 cdef dict peer_to_py(pl_peer_info *i):
@@ -598,6 +611,44 @@ cdef class DataPlane(EngineBase):
                 r = pl_loop_attach(self.loop, conn, client)
             pl_loop_unlock(self.loop)
         check(r)
+
+    def read_wait(self, uint32_t conn, uint8_t[::1] buffer not None, timeout=None):
+        cdef int64_t r
+        cdef size_t n = buffer.shape[0]
+        cdef uint64_t timeout_ns
+        self.check_open()
+        if n == 0:
+            raise ValueError("no room in the buffer")
+        end = None if timeout is None else monotonic() + timeout
+        while True:
+            timeout_ns = left_ns(end)
+            with nogil:
+                r = pl_loop_read_wait(self.loop, conn, &buffer[0], n, timeout_ns)
+            if r != PL_EAGAIN:
+                check(r)
+                return r
+            PyErr_CheckSignals()
+            if end is not None and monotonic() >= end:
+                return None
+
+    def write_wait(self, uint32_t conn, const uint8_t[::1] data not None, timeout=None):
+        cdef int64_t r
+        cdef size_t done = 0, n = data.shape[0]
+        cdef uint64_t timeout_ns
+        self.check_open()
+        end = None if timeout is None else monotonic() + timeout
+        while done < n:
+            timeout_ns = left_ns(end)
+            with nogil:
+                r = pl_loop_write_wait(self.loop, conn, &data[done], n - done, timeout_ns)
+            if r != PL_EAGAIN:
+                check(r)
+                done += <size_t> r
+            if done < n:
+                PyErr_CheckSignals()
+                if end is not None and monotonic() >= end:
+                    break
+        return done
 
     def stats(self):
         cdef pl_loop_stats st

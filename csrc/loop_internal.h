@@ -1,0 +1,63 @@
+/* Shared between the files of the data thread's shell: loop.c (the thread) and loop_wait.c (callers that wait). */
+#ifndef PL_LOOP_INTERNAL_H
+#define PL_LOOP_INTERNAL_H
+
+#include "local.h"
+#include "loop.h"
+#include "udp.h"
+
+#include <pthread.h>
+#include <time.h>
+
+enum { KIND_UDP = 16, KIND_WAKE = 17 };
+
+#define PL_RX_TURN_BYTES (256u * 1024u) /* received before what came in is handled and acknowledged */
+
+#define PL_BULK_BYTES (64u * 1024u)      /* received in one turn: no conversation of small messages */
+
+typedef struct pl_waiter pl_waiter;
+
+struct pl_loop {
+  pthread_mutex_t main, next;
+  pthread_t thread;
+  bool started, stopped;
+  bool stop;            /* the rest: under the lock */
+  bool sleeping;        /* the data thread waits, until sleep_until_ns */
+  bool announced;       /* event_fd was written and the queue has not been empty since */
+  uint64_t sleep_until_ns;
+  int epoll_fd, wake_fd, event_fd;
+  pl_addr local_addr;
+  pl_udp udp;
+  pl_tx tx;
+  pl_engine *engine;
+  pl_local *local;
+  uint64_t wakeups;
+  pl_local_stats last_local; /* what the clients' counters were when they were stopped */
+
+  /* loop_wait.c */
+  pl_waiter *woken;      /* to be woken when the lock is left */
+  bool leading;          /* a caller waits for the socket itself */
+  bool udp_leased;       /* the data thread does not look at the socket: it is a caller's until lease_ns */
+  bool hot;              /* the last wait was short: the next one may lead */
+  uint64_t lease_ns;
+  uint64_t bulk_ns;      /* when the socket last brought so much that callers should not lead */
+};
+
+void pl_loop_enter(pl_loop *l);
+void pl_loop_leave(pl_loop *l);
+void pl_loop_settle(pl_loop *l);               /* everything that follows from input or commands */
+size_t pl_loop_receive(pl_loop *l);            /* one turn at the socket; bytes */
+uint64_t pl_loop_deadline(const pl_loop *l);
+void pl_loop_hurry(pl_loop *l, uint64_t at_ns); /* the data thread wakes up by then */
+void pl_loop_watch_udp(pl_loop *l, bool watch);  /* in the data thread's epoll */
+
+void pl_loop_wait_init(pl_loop *l);
+void pl_loop_wake_all(pl_loop *l);
+
+static inline uint64_t pl_loop_clock_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * PL_NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+#endif
