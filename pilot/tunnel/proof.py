@@ -28,8 +28,8 @@ def start(peer: PeerRecord, session: Session, addr: Addr | None) -> list[Action]
 
 
 def busy(peer: PeerRecord, now: float) -> bool:
-    """A pending key is young enough that another one has to wait. Not so if it came of our own rotation: the peer may rotate in the
-    same moment, and then only its new key with ours makes one that both sides have."""
+    """A pending key is young enough that another one has to wait. Not so if it came of our own rotation: the peer may
+    rotate in the same moment, and then only its new key with ours makes one that both sides have."""
     pending, live = peer.pending, peer.live
     return pending is not None and now - pending.at < PENDING_MIN_S and not (live and pending.public == live.public)
 
