@@ -145,7 +145,7 @@ int64_t pl_engine_dial(pl_engine *e, uint16_t local_net, uint16_t remote_net, ui
 /* Decides who moves the bytes from now on. Accepted connections arrive parked too. */
 int pl_engine_own(pl_engine *e, uint32_t conn, enum pl_owner owner, uint32_t client, uint64_t now_ns);
 int64_t pl_engine_write(pl_engine *e, uint32_t conn, const uint8_t *data, size_t len, uint64_t now_ns);
-/* Copies out; bytes read, 0 at end of stream, PL_EAGAIN when nothing waits, PL_ENOENT. */
+/* Copies out; bytes read, 0 at end of stream, PL_EAGAIN when nothing waits, PL_ESTATE after pl_engine_close, PL_ENOENT. */
 int64_t pl_engine_read(pl_engine *e, uint32_t conn, uint8_t *buf, size_t cap, uint64_t now_ns);
 int pl_engine_close(pl_engine *e, uint32_t conn, uint64_t now_ns);
 int pl_engine_abort(pl_engine *e, uint32_t conn, uint64_t now_ns);

@@ -65,6 +65,7 @@ int64_t pl_engine_read(pl_engine *e, uint32_t conn, uint8_t *buf, size_t cap, ui
   if (now_ns > e->now_ns) e->now_ns = now_ns;
   pl_conn *c = find(e, conn);
   if (!c) return PL_ENOENT;
+  if (c->closing) return PL_ESTATE;
   if (!c->s) return PL_EAGAIN;
   const uint8_t *p[2];
   size_t n[2], done = 0;
