@@ -228,8 +228,15 @@ static void on_key_exchange(pl_engine *e, const uint8_t *p, size_t len, const pl
 
 static void on_frame(pl_engine *e, uint8_t *p, size_t len, const pl_addr *from, bool relayed, uint32_t source);
 
+/* An answer to a NAT probe is meant to come from where nobody was asked (docs/wire-extensions.md 7.1). Its nonce is checked by who asked; a
+ * flood of others does not get that far. */
+static bool may_answer_probe(pl_engine *e, const uint8_t *p, const pl_addr *from) {
+  uint64_t ip = pl_get64(from->ip) ^ pl_get64(from->ip + 8);
+  return p[0] == PL_BEACON_PROBE_REPLY && pl_bucket_take(e->frame_buckets, ip ^ e->rng[2], 20, 40, e->now_ns);
+}
+
 static void on_beacon(pl_engine *e, uint8_t *p, size_t len, const pl_addr *from) {
-  if (!from_beacon(e, from)) {
+  if (!from_beacon(e, from) && !may_answer_probe(e, p, from)) {
     e->st.drop_beacon_source++;
     return;
   }

@@ -40,7 +40,7 @@ void pl_relay_expire(pl_relay *r, uint64_t now_ns); /* call about once a second;
  * address, and from another address; one that reaches an observer is answered by that observer alone. Answers are at most as large as the
  * question together. `quiet` sockets send only: nobody ever sends there, which is what makes them a test of filtering. */
 enum pl_relay_socket { PL_SOCK_MAIN, PL_SOCK_QUIET, PL_SOCK_QUIET_ALT, PL_SOCK_OBSERVER, PL_SOCK_OBSERVER_ALT, PL_SOCK_COUNT };
-#define PL_PROBE_SIZE 240u        /* of a question; three answers with their IP and UDP heads are no larger */
+#define PL_PROBE_SIZE 250u        /* of a question; three answers with their IP and UDP heads are no larger */
 #define PL_PROBE_REPLY_MAX 50u
 #define PL_PROBE_SENDS 192u       /* per batch */
 typedef struct pl_relay_reply {

@@ -25,16 +25,16 @@ OPEN_STATES = ("ESTABLISHED", "SYN_SENT", "SYN_RECV")
 NAT_NAMES = {
     NatType.UNKNOWN: "unknown",
     NatType.OPEN: "none (open internet or local network)",
-    NatType.FULL_CONE: "full cone",
-    NatType.RESTRICTED_CONE: "restricted cone",
-    NatType.PORT_RESTRICTED_CONE: "port-restricted cone",
+    NatType.FULL_CONE: "full_cone",
+    NatType.RESTRICTED_CONE: "restricted_cone",
+    NatType.PORT_RESTRICTED_CONE: "port_restricted_cone",
     NatType.SYMMETRIC: "symmetric",
     NatType.BLOCKED: "UDP blocked",
 }
 
 
 def endpoint_lines(node: Node) -> list[str]:
-    """What a user reads about the own endpoint."""
+    """What a user reads about the own endpoint, and `NAT type: ...` behind it if that can be known."""
     endpoint = node.traversal.endpoint
     if node.compat.active:
         return [f"STUN: no UDP gets out, the beacon is reached at {node.compat.url}", nat_line(node)]
@@ -97,7 +97,7 @@ def info(node: Node) -> Json:
         "registered": reg.registered,
         "registry_ok": reg.reachable,
         "registry_addr": show(node.config.registry),
-        "socket": str(node.config.socket),
+        "socket": str(node.config.socket or ""),
         "identity_path": str(node.config.identity or ""),
         "pid": os.getpid(),
         **_common(node, stats, peers, conns),

@@ -61,6 +61,7 @@ ECHO_PORT = 7
 REORDER_SEGMENTS = 65536  # out-of-order segments held per stream, toward our own kind
 EVENT_BATCH = 512
 DISCOVER_S = 3.0
+MEASURE_S = 1.5  # waited for the NAT class after registration
 LOOK_AGAIN_S = (0.3, 1.0, 3.5)  # after trust was granted; refusals of the registry are cached for 3 s
 STOP_S = 9  # whoever stops the daemon kills it after 10
 GOODBYE_S = 2.0  # for the registry, and for the webhook
@@ -149,12 +150,13 @@ class Node:
         await self.traversal.start()
         if not self.config.endpoint or self.config.transport == "compat":
             await self.compat.start(DISCOVER_S)
-        first = info.endpoint_lines(self)
+        found = info.endpoint_lines(self)[0]
         if not self.config.endpoint:
-            _say(first)
+            _say([found])
         await self.rotation.finish()
         await self.registration.start()
-        _say([*(first if self.config.endpoint else []), info.registered_line(self)])
+        await self.traversal.nat_measured(MEASURE_S)  # began with discovery: nearly always over by now
+        _say([*([found] if self.config.endpoint else []), *info.endpoint_lines(self)[1:], info.registered_line(self)])
         self._start_services()
         if self.config.metrics_addr:
             self._metrics = MetricsServer(self.config.metrics_addr, NodeCollector(self.plane.stats, self._gauges))

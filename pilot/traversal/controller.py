@@ -302,6 +302,13 @@ class Traversal:
         finally:
             self._endpoint_waiters.discard(waiter)
 
+    async def nat_measured(self, timeout: float) -> NatType:  # noqa: ASYNC109
+        """The NAT class, as soon as a measurement that is under way has ended."""
+        deadline = self._clock() + timeout
+        while self._discovery.measuring and self._clock() < deadline:
+            await asyncio.sleep(0.01)
+        return self._discovery.nat
+
     def network_changed(self) -> None:
         """Interfaces or routes changed, or the host slept: every path is tried again at once."""
         self._discovery.set_local(self._config.local_hosts(), self._config.local_port)

@@ -10,12 +10,15 @@ moment ago.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pilot.traversal.candidates import NEVER
 from pilot.traversal.decisions import Addr
 from pilot.traversal.nat import NatType, Scope, scope
+from pilot.traversal.natprobe import Filtering, NatProbe
+from pilot.wire.beacon import ProbeReply
 
 KEEPALIVE_S = 20.0  # below the 30 s after which many NATs forget
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # after an unanswered question; the last one repeats
@@ -25,6 +28,7 @@ ANSWER_S = 5.0  # an answer later than this belongs to nothing we asked
 CHECK_EVERY_S = 1.0
 STALE_NAMES_S = 10.0
 NAMES_EVERY_S = 30.0
+MEASURE_EVERY_S = 10.0  # the NAT, at most; the first time at once
 MAX_BEACONS = 16
 
 
@@ -34,6 +38,14 @@ class SendDiscover:
 
     beacon: Addr
     node: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendProbe:
+    """Send a NAT probe to a beacon or to one of its other sockets."""
+
+    addr: Addr
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class ResolveBeacons:
     """Beacons do not answer: resolve their names again, they may have moved."""
 
 
-DiscoveryAction = SendDiscover | EndpointChanged | BeaconsChanged | NatChanged | ResolveBeacons
+DiscoveryAction = SendDiscover | SendProbe | EndpointChanged | BeaconsChanged | NatChanged | ResolveBeacons
 
 
 @dataclass(slots=True)
@@ -85,13 +97,16 @@ class Beacon:
 class Discovery:
     """The machine of one node. Call `take()` after every input; call `tick(now)` at `deadline()`."""
 
-    def __init__(self, *, fixed: Addr | None = None) -> None:
-        """fixed: an endpoint the operator vouches for; beacons are then only told where we are."""
+    def __init__(self, *, fixed: Addr | None = None, random: Callable[[int], bytes] = os.urandom) -> None:
+        """fixed: an endpoint the operator vouches for; beacons are then only told where we are. random: n bytes."""
         self.node = 0
         self.nat = NatType.UNKNOWN
         self.endpoint: Addr | None = fixed
         self._fixed = fixed is not None
         self._blocked = False
+        self._probe = NatProbe(random)
+        self._tried: set[Addr] = set()  # beacons measured with since the last change
+        self._measured_at = NEVER
         self._local: frozenset[Addr] = frozenset()
         self._beacons: dict[Addr, Beacon] = {}
         self._checked = NEVER
@@ -127,7 +142,14 @@ class Discovery:
             self._blocked = blocked
             if blocked and not self._fixed:
                 self.endpoint = None
+            self._probe.stop()
+            self._tried.clear()
             self._infer()
+
+    @property
+    def measuring(self) -> bool:
+        """The NAT class may be another one in a moment."""
+        return self._probe.running
 
     @property
     def silent(self) -> bool:
@@ -164,6 +186,17 @@ class Discovery:
             self._out.append(BeaconsChanged())
         self._infer()
 
+    def probe_reply(self, sender: Addr, message: ProbeReply, now: float) -> None:
+        """A 0x0C, from wherever it came."""
+        if self._probe.reply(sender, message, now):
+            self._infer()
+        self._collect()
+
+    def network_changed(self, now: float) -> None:
+        """Own addresses changed, or the host slept: the NAT may be another one."""
+        self.check(now)
+        self._tried.clear()
+
     def check(self, now: float) -> None:
         """Asks all beacons now: a relay path went silent, or the network changed. At most once a second."""
         if now - self._checked >= CHECK_EVERY_S:
@@ -173,7 +206,9 @@ class Discovery:
 
     def deadline(self) -> float | None:
         """When `tick` has something to do; None for never."""
-        return min((b.next_send for b in self._beacons.values()), default=None)
+        times = [b.next_send for b in self._beacons.values()]
+        times += [t for t in (self._probe.deadline(), self._measure_due()) if t is not None]
+        return min(times, default=None)
 
     def tick(self, now: float) -> None:
         """Sends what is due."""
@@ -188,11 +223,45 @@ class Discovery:
             if was_alive and not beacon.alive:
                 self._out.append(BeaconsChanged())
         self._watch_names(now)
+        if self._probe.tick(now):
+            self._infer()
+        due = self._measure_due()
+        if due is not None and due <= now:
+            self._measure(now)
+        self._collect()
 
     def take(self) -> list[DiscoveryAction]:
         """The actions since last asked, in order."""
         out, self._out = self._out, []
         return out
+
+    def _candidate(self) -> Addr | None:
+        """The beacon to measure with next: one that answers, the farthest first, as only one outside the NAT sees it. At the
+        start, when none has answered yet, the first. None when all had their turn."""
+        answering = [b for b in self._beacons.values() if b.alive and b.observed]
+        if not answering:
+            answering = list(self._beacons.values())[:1] if self._measured_at == NEVER else []
+        answering.sort(key=lambda b: -scope(b.addr[0]).value)
+        return next((b.addr for b in answering if b.addr not in self._tried), None)
+
+    def _measure_due(self) -> float | None:
+        if self._fixed or self._blocked or self._probe.running:
+            return None
+        if (self._probe.result and self._probe.beacon in self._tried) or self._candidate() is None:
+            return None
+        # A beacon of another kind costs one second: then the next one has its turn at once.
+        return self._measured_at + (0.0 if self._tried else MEASURE_EVERY_S)
+
+    def _measure(self, now: float) -> None:
+        beacon = self._candidate()
+        if beacon is not None:
+            self._tried.add(beacon)
+            self._measured_at = now
+            self._probe.begin(beacon, now)
+
+    def _collect(self) -> None:
+        self._out += [SendProbe(addr, data) for addr, data in self._probe.out]
+        self._probe.out.clear()
 
     def _watch_names(self, now: float) -> None:
         if not self._beacons or any(b.asked <= 1 and b.last_reply > NEVER for b in self._beacons.values()):
@@ -209,6 +278,8 @@ class Discovery:
         first = seen[0].observed if seen else None
         if first and not self._fixed and first != self.endpoint:
             self._out.append(EndpointChanged(self.endpoint, first))
+            if self.endpoint is not None:
+                self._tried.clear()  # another NAT, or another mapping of it: measured anew
             self.endpoint = first
         nat = self._classify(seen)
         if nat is not self.nat:
@@ -216,16 +287,32 @@ class Discovery:
             self._out.append(NatChanged(nat))
 
     def _classify(self, seen: list[Beacon]) -> NatType:
-        """As far as discover replies can tell: filtering needs a beacon that answers from elsewhere."""
+        """By what the beacons see, and by what was measured with one of them."""
         if self._blocked:
             return NatType.BLOCKED
         observed = [b.observed for b in seen if b.observed]
         if not observed:
             return NatType.UNKNOWN
-        if all(o in self._local for o in observed):
-            return NatType.OPEN
+        measured = self._probe.result
+        if all(o in self._local for o in observed):  # no translation; what is left is a firewall, and those look at ports
+            if not measured or (measured.filtering is Filtering.ADDRESS_DEPENDENT and not measured.by_address):
+                return NatType.OPEN
+            return _BY_FILTERING[measured.filtering, False]
         # Only observers equally far away can be compared: one inside the NAT sees another address without any
         # symmetry.
         far = max(scope(b.addr[0]).value for b in seen)
         outside = {b.observed for b in seen if scope(b.addr[0]).value == far}
-        return NatType.SYMMETRIC if len(outside) > 1 else NatType.UNKNOWN
+        if len(outside) > 1 or (measured and measured.stable is False):
+            return NatType.SYMMETRIC
+        others = sum(scope(b.addr[0]).value == far for b in seen) > 1
+        if measured and (measured.stable or others):
+            return _BY_FILTERING[measured.filtering, True]
+        return NatType.UNKNOWN
+
+
+_BY_FILTERING = {
+    (Filtering.ENDPOINT_INDEPENDENT, False): NatType.OPEN,
+    (Filtering.ENDPOINT_INDEPENDENT, True): NatType.FULL_CONE,
+    **{(Filtering.ADDRESS_DEPENDENT, translated): NatType.RESTRICTED_CONE for translated in (False, True)},
+    **{(Filtering.ADDRESS_AND_PORT_DEPENDENT, translated): NatType.PORT_RESTRICTED_CONE for translated in (False, True)},
+}

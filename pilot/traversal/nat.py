@@ -22,6 +22,7 @@ class NatType(Enum):
     BLOCKED = "blocked"
 
 
+NAT_CODES = tuple(NatType)  # a node tells its own as the index: docs/wire-extensions.md 1, record 6
 UNFILTERED = frozenset({NatType.OPEN, NatType.FULL_CONE})  # strangers' packets arrive without a punch
 
 

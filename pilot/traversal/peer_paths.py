@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from pilot._core import (
     EV_BEACON,
@@ -32,7 +32,7 @@ from pilot.traversal import path_actions as act
 from pilot.traversal.candidates import NEVER
 from pilot.traversal.decisions import Addr, Decision, Step
 from pilot.traversal.discovery import Discovery
-from pilot.traversal.nat import NatType, may_punch
+from pilot.traversal.nat import NAT_CODES, NatType, may_punch
 from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
 from pilot.tunnel import actions as key
@@ -41,7 +41,7 @@ from pilot.tunnel.deadlines import Deadlines
 from pilot.tunnel.exchange import WANT_S, KeyExchange
 from pilot.tunnel.limits import RateLimit
 from pilot.wire import beacon as wire
-from pilot.wire.frames import PILP
+from pilot.wire.frames import PILP, Capabilities
 
 SWEEP_S = 0.5
 SWEEP_PEERS = 4000  # beyond this many peers the sweep slows down in proportion
@@ -170,7 +170,7 @@ class PeerPaths:
 
     def network_changed(self, now: float) -> None:
         """Own addresses changed, or the host slept."""
-        self.discovery.check(now)
+        self.discovery.network_changed(now)
         for node, machine in self._machines.items():
             machine.network_changed(now)
             self._dirty[node] = None
@@ -338,6 +338,8 @@ class PeerPaths:
         message = wire.parse(data)
         if isinstance(message, wire.DiscoverReply):
             self.discovery.reply(beacon, message.endpoint, now)
+        elif isinstance(message, wire.ProbeReply):
+            self.discovery.probe_reply(beacon, message, now)
         elif isinstance(message, wire.PunchCommand):
             self._on_punch(message.endpoint, beacon, now)
         else:
@@ -457,6 +459,9 @@ class PeerPaths:
         if isinstance(action, disc.SendDiscover):
             self._send(action.beacon, wire.discover(action.node))
             return
+        if isinstance(action, disc.SendProbe):
+            self._send(action.addr, action.data)
+            return
         if isinstance(action, disc.BeaconsChanged):
             for node, machine in self._machines.items():
                 machine.set_relays(self.discovery.usable(), now)
@@ -464,6 +469,7 @@ class PeerPaths:
         elif isinstance(action, disc.NatChanged):
             for machine in self._machines.values():
                 machine.own_nat = action.nat
+            self.exchange.announce_nat(NAT_CODES.index(action.nat))
         elif isinstance(action, disc.EndpointChanged) and action.old is not None:
             for node, machine in self._machines.items():
                 machine.network_changed(now)
@@ -512,5 +518,5 @@ def _seconds(ns: int) -> float:
     return ns / 1e9 if ns else NEVER
 
 
-def _peer_nat(caps: Any) -> NatType:
-    return NatType.UNKNOWN
+def _peer_nat(caps: Capabilities | None) -> NatType:
+    return NAT_CODES[caps.nat] if caps and caps.nat < len(NAT_CODES) else NatType.UNKNOWN

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pilot.tunnel import proof
 from pilot.tunnel.actions import (
@@ -111,6 +111,11 @@ class KeyExchange:
         if caps != self._caps:
             self._caps = caps
             self._renew()
+
+    def announce_nat(self, code: int) -> None:
+        """The own NAT class (docs/wire-extensions.md 1, record 6) for PILA frames from now on, if they announce anything."""
+        if self._caps != Capabilities():
+            self.set_caps(replace(self._caps, nat=code))
 
     def pin(self, node: int, key: bytes | None) -> None:
         """Fixes the Ed25519 key of a trusted node (None unfixes it). The registry cannot introduce another

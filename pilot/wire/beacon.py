@@ -16,7 +16,7 @@ KEY_SIZE = 32
 SIGNATURE_SIZE = 64
 MAX_SYNC = 16374  # node ids that fit one datagram with our trailer
 SYNC_ASKS = b"PX\x01\x01"  # trailer: a peer of our kind shall answer with its own list; others ignore it
-PROBE_SIZE = 240
+PROBE_SIZE = 250
 NONCE_SIZE = 8
 
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -188,7 +188,7 @@ class Probe:
     nonce: bytes
 
     def build(self) -> bytes:
-        """240 bytes: no less than all answers together."""
+        """250 bytes: no less than all answers together."""
         if len(self.nonce) != NONCE_SIZE:
             raise WireError("nonce is not 8 bytes")
         return (bytes((BeaconType.PROBE, 0)) + self.nonce).ljust(PROBE_SIZE, b"\0")

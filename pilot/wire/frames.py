@@ -31,8 +31,8 @@ MAX_CAPS_BODY = 512
 _TRAILER = b"\x00\x00PX\x01"  # the two zeros are "nothing" to the May-2026 fork
 _TRAILER_HEAD = 7
 _TRAILER_DOMAIN = b"pilot-caps-v1"
-_CAP_FEATURES, _CAP_MAX_SEGMENT, _CAP_REORDER = 1, 2, 3
-_CAP_SIZE = {_CAP_FEATURES: 4, _CAP_MAX_SEGMENT: 2, _CAP_REORDER: 4}
+_CAP_FEATURES, _CAP_MAX_SEGMENT, _CAP_REORDER, _CAP_NAT = 1, 2, 3, 6
+_CAP_SIZE = {_CAP_FEATURES: 4, _CAP_MAX_SEGMENT: 2, _CAP_REORDER: 4, _CAP_NAT: 1}
 
 
 class FrameKind(enum.IntEnum):
@@ -79,19 +79,20 @@ class Capabilities:
     """What a node of our own kind can take. 0 = not announced.
 
     features: bit 0 NOCRC, bit 1 STREAM_OPTS. max_segment: bytes, 1152..65000. reorder_segments: out-of-order segments
-    held per stream.
+    held per stream. nat: class of the own NAT, docs/wire-extensions.md 1.
     """
 
     features: int = 0
     max_segment: int = 0
     reorder_segments: int = 0
+    nat: int = 0
 
     def pack(self) -> bytes:
         """The records of the trailer's body. Raises WireError for values that do not fit."""
         if self.max_segment and not MIN_SEGMENT <= self.max_segment <= MAX_SEGMENT:
             raise WireError("max_segment is not 1152..65000")
         body = b""
-        values = (self.features, self.max_segment, self.reorder_segments)
+        values = (self.features, self.max_segment, self.reorder_segments, self.nat)
         for kind, value in zip(_CAP_SIZE, values, strict=True):
             size = _CAP_SIZE[kind]
             if not 0 <= value < 1 << 8 * size:
@@ -120,7 +121,7 @@ class Capabilities:
         segment = values[_CAP_MAX_SEGMENT]
         if segment and not MIN_SEGMENT <= segment <= MAX_SEGMENT:
             return None
-        return Capabilities(values[_CAP_FEATURES], segment, values[_CAP_REORDER])
+        return Capabilities(values[_CAP_FEATURES], segment, values[_CAP_REORDER], values[_CAP_NAT])
 
 
 @dataclass(frozen=True)
