@@ -30,6 +30,8 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "files", "flags", "logs", "websocket", "wire", "_core", "tunnel", "traversal", "registry", "trust", "services",
     },
     "rendezvous": {"errors", "flags", "logs", "wire", "_core", "registry", "beacon"},
+    "node": {"errors", "wire", "_core", "services", "daemon"},
+    "blocking": {"errors", "wire", "_core", "services", "node"},
     "sdk": {"errors", "wire"},
     "cli": {"errors", "files", "wire", "sdk", "registry"},
 }

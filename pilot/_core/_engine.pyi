@@ -81,6 +81,8 @@ class EngineBase:
         """Bytes taken (0 when the send buffer is full; EV_WRITABLE follows)."""
     def read(self, conn: int, max_bytes: int = 65536) -> bytes | None:
         """Bytes, b"" at end of stream, None when nothing waits (EV_READABLE follows). Keep reading until None or b""."""
+    def read_into(self, conn: int, buffer: bytearray | memoryview) -> int | None:
+        """As read, into `buffer` (writable, contiguous, not empty): how many bytes; 0 at the end, None when nothing waits."""
     def unacked(self, conn: int) -> int: ...
     def close(self, conn: int) -> None: ...
     def abort(self, conn: int) -> None: ...
@@ -88,7 +90,14 @@ class EngineBase:
         """Fields of pl_conn_info and pl_stream_info, flat; `state` as text of ipc.md 3 (ESTABLISHED, ...)."""
     def conns(self) -> list[dict[str, Any]]: ...
     def send_datagram(
-        self, node: int, port: int, data: bytes, *, local_net: int = 0, src_port: int = 0, remote_net: int = 0
+        self,
+        node: int,
+        port: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        local_net: int = 0,
+        src_port: int = 0,
+        remote_net: int = 0,
     ) -> None: ...
     def stats(self) -> dict[str, int]: ...
     def events(self, limit: int = 1024) -> list[Event]: ...

@@ -377,6 +377,23 @@ cdef class EngineBase:
         check(r)
         return out if <size_t> r == max_bytes else out[:r]
 
+    def read_into(self, uint32_t conn, uint8_t[::1] buffer not None):
+        cdef uint64_t now
+        cdef pl_engine *e
+        cdef int64_t r
+        cdef size_t n = buffer.shape[0]
+        self.check_open()
+        if n == 0:
+            raise ValueError("no room in the buffer")
+        with nogil:
+            e = self.acquire(&now)
+            r = pl_engine_read(e, conn, &buffer[0], n, now)
+            self.release()
+        if r == PL_EAGAIN:
+            return None
+        check(r)
+        return r
+
     def unacked(self, uint32_t conn):
         cdef uint64_t now
         cdef int64_t r

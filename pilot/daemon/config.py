@@ -28,7 +28,7 @@ class DaemonConfig:
     registry: Addr
     beacon: Addr
     listen: Addr
-    socket: Path
+    socket: Path | None
     home: Path
     identity: Path | None
     endpoint: Addr | None = None
@@ -221,7 +221,7 @@ def _assemble(values: dict[str, Any], env: Mapping[str, str]) -> DaemonConfig:
         "beacon": beacon,
         "door": door,
         "listen": _listen(values["listen"]),
-        "socket": Path(values["socket"]).absolute(),
+        "socket": Path(values["socket"]).absolute() if values["socket"] else None,
         "home": home.absolute(),
         "identity": Path(values["identity"]).expanduser().absolute() if values["identity"] else None,
         "endpoint": _endpoint(values["endpoint"], "endpoint"),

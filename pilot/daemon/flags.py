@@ -32,7 +32,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("beacon", str, "", "beacon address, host:port (default: the registry's host, port 9001)",
          env="PILOT_BEACON"),
     Flag("listen", str, ":0", "UDP address of the tunnel, ip:port; port 0 takes a free one"),
-    Flag("socket", str, "/tmp/pilot.sock", "Unix socket for local clients", env="PILOT_SOCKET"),
+    Flag("socket", str, "/tmp/pilot.sock", "Unix socket for local clients; empty: none", env="PILOT_SOCKET"),
     Flag("endpoint", str, "", "fixed public endpoint ip:port of this host; discovery is skipped"),
     Flag("advertise-endpoint", str, "", "endpoint ip:port to register instead of the discovered one"),
     Flag("identity", str, "", "identity file; empty: a fresh identity that is not kept"),

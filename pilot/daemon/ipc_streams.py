@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hmac
 from collections.abc import Mapping
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pilot._core import OWNER_CLIENT, CoreError, Event
 from pilot.daemon.ipc import Client, Handler, Refusal, Reply
+from pilot.daemon.opening import open_conn
 from pilot.errors import PilotError
-from pilot.services.stream import DialError
 from pilot.wire import ipc_requests as rq
 from pilot.wire.address import BROADCAST_NODE, Address
 from pilot.wire.ipc import Accept, BindOk, CloseOk, Cmd, DialOk, UnbindOk
@@ -122,40 +121,10 @@ class StreamCommands:
         return Reply(DialOk(conn).payload, conn)
 
     async def _open(self, client: Client, to: Address, port: int) -> int:
-        """Dials; meanwhile the registry may say that there is no such node, which ends the wait."""
-        node = self._node
-        dial = asyncio.ensure_future(
-            node.hub.dial_conn(
-                to.node,
-                port,
-                local_net=node.local_net(to.network),
-                remote_net=to.network,
-                client=client.id,
-                timeout=DIAL_S,
-            )
-        )
-        path = asyncio.ensure_future(node.traversal.connect(to.node, DIAL_S))
         try:
-            await asyncio.wait({dial, path}, return_when=asyncio.FIRST_COMPLETED)
-            if not dial.done():
-                refused = path.exception()
-                if isinstance(refused, PilotError) and refused.code == "not_found":
-                    raise Refusal(f"resolve node {to.node}: registry: {refused.message}")
-            return int((await asyncio.shield(dial)).conn)
-        except DialError as error:
-            raise Refusal(_dial_text(error, path)) from None
-        except BaseException:
-            dial.cancel()
-            dial.add_done_callback(self._unwanted)
-            raise
-        finally:
-            path.cancel()
-            await asyncio.gather(path, return_exceptions=True)
-
-    def _unwanted(self, dial: asyncio.Future[Event]) -> None:
-        """The client left, or the dial was given up, as it succeeded."""
-        if not dial.cancelled() and dial.exception() is None:
-            self._plane.abort(dial.result().conn)
+            return int((await open_conn(self._node, to, port, client=client.id, seconds=DIAL_S)).conn)
+        except PilotError as error:
+            raise Refusal(error.message) from None
 
     async def _confirm(self, client: Client, request: rq.SendToConfirm) -> Reply:
         """Answers when the datagram was handed to a proved session: it leaves this node under encryption."""
@@ -215,11 +184,3 @@ class StreamCommands:
             raise Refusal(f"{label}: invalid address: {to} is this node itself")
         if to.node == 0 or to.is_broadcast:
             raise Refusal(f"{label}: invalid address: {to} is not one node")
-
-
-def _dial_text(error: DialError, path: asyncio.Future[None]) -> str:
-    """The reason of a failed dial; what the paths know about it goes with a timeout."""
-    failed = path.exception() if path.done() and not path.cancelled() else None
-    if error.code == "timeout" and isinstance(failed, PilotError) and "key exchange" not in error.message:
-        return f"{error.message}: {failed.message}"
-    return error.message

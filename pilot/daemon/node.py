@@ -76,7 +76,8 @@ class Node:
         self.started_at = time.monotonic()
         if config.webhook:
             check_url(config.webhook)
-        local_socket.ensure_free(config.socket)
+        if config.socket:
+            local_socket.ensure_free(config.socket)
         self._identity_file = IdentityFile(config.identity) if config.identity else None
         self.identity = self._identity_file.identity if self._identity_file else NodeIdentity.generate()
         self.plane = _open_plane(config)
@@ -160,10 +161,11 @@ class Node:
         self._start_services()
         if self.config.metrics_addr:
             self._metrics = MetricsServer(self.config.metrics_addr, NodeCollector(self.plane.stats, self._gauges))
-        listening, self._socket_file = local_socket.listen(self.config.socket)
-        self.plane.serve(listening)
+        if self.config.socket:
+            listening, self._socket_file = local_socket.listen(self.config.socket)
+            self.plane.serve(listening)
+            log.info("local clients are served", extra={"socket": str(self.config.socket)})
         self._netwatch.start()
-        log.info("local clients are served", extra={"socket": str(self.config.socket)})
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. Raises PilotError if a part of the node fails."""
@@ -206,7 +208,7 @@ class Node:
         await self.compat.stop()
         await self.traversal.stop()
         await self.registry.close()
-        if self._socket_file:
+        if self.config.socket and self._socket_file:
             local_socket.remove(self.config.socket, self._socket_file)
         if self._reading:
             asyncio.get_running_loop().remove_reader(self.plane.event_fd)

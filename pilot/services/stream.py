@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pilot._core import (
     DIAL_NO_KEY,
@@ -29,6 +29,7 @@ from pilot._core import (
 from pilot.errors import PilotError
 
 READ_BYTES = 256 << 10
+T = TypeVar("T")
 _EEXIST = -9
 
 
@@ -50,6 +51,7 @@ class Plane(Protocol):
     def own(self, conn: int, owner: int, client: int = 0) -> None: ...
     def write(self, conn: int, data: bytes | bytearray | memoryview) -> int: ...
     def read(self, conn: int, max_bytes: int = 65536) -> bytes | None: ...
+    def read_into(self, conn: int, buffer: bytearray | memoryview) -> int | None: ...
     def unacked(self, conn: int) -> int: ...
     def close(self, conn: int) -> None: ...
     def abort(self, conn: int) -> None: ...
@@ -89,18 +91,25 @@ class OverlayStream:
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         """The next bytes, at most `max_bytes`; b"" after the peer's end. ConnectionResetError if the
         stream died."""
+        return await self._read(lambda: self._plane.read(self.conn, max_bytes), b"")
+
+    async def read_into(self, buffer: bytearray | memoryview) -> int:
+        """The next bytes, into `buffer` (writable, not empty): how many; 0 after the peer's end. ConnectionResetError."""
+        return await self._read(lambda: self._plane.read_into(self.conn, buffer), 0)
+
+    async def _read(self, take: Callable[[], T | None], end: T) -> T:
         while not self._closed:
             self._readable.clear()
             try:
-                data = self._plane.read(self.conn, max_bytes)
+                got = take()
             except CoreError:
                 if self._reset is None:  # gone already; the event that says how is on its way
                     await self._readable.wait()
                 if self._reset:
                     raise ConnectionResetError(f"stream {self.conn} was reset") from None
-                return b""
-            if data is not None:
-                return data
+                return end
+            if got is not None:
+                return got
             await self._readable.wait()
         raise ConnectionResetError(f"stream {self.conn} is closed")
 
@@ -173,7 +182,7 @@ class StreamHub:
         self._on_error = on_error
         self._streams: dict[int, OverlayStream] = {}
         self._dials: dict[int, asyncio.Future[Event]] = {}
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: dict[int, Callable[[OverlayStream], None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -187,13 +196,23 @@ class StreamHub:
         open_port: strangers with a session may connect. Raises PilotError(already_exists) if the port is
         taken.
         """
+
+        def serve(stream: OverlayStream) -> None:
+            task = asyncio.get_running_loop().create_task(self._serve(handler, stream))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        self.listen_raw(port, serve, open_port=open_port)
+
+    def listen_raw(self, port: int, arrived: Callable[[OverlayStream], None], *, open_port: bool = False) -> None:
+        """Calls `arrived(stream)` per inbound stream, which is the callee's to close. Otherwise as `listen`."""
         try:
             self._plane.listen(port, OWNER_APP, 0, open_port)
         except CoreError as e:
             if e.code == _EEXIST:
                 raise PilotError("already_exists", f"port {port} already bound") from None
             raise
-        self._handlers[port] = handler
+        self._handlers[port] = arrived
 
     def unlisten(self, port: int) -> None:
         """Frees a port; streams already open go on."""
@@ -240,7 +259,7 @@ class StreamHub:
     ) -> OverlayStream:
         """Opens a stream for Python. Raises as `dial_conn`."""
         ev = await self.dial_conn(node, port, local_net=local_net, remote_net=remote_net, timeout=timeout)
-        return self._adopt(ev)
+        return self.adopt(ev)
 
     def handle(self, ev: Event) -> bool:
         """Takes one data-plane event; False if it belongs to somebody else (a local client's connection,
@@ -262,12 +281,10 @@ class StreamHub:
             return True
         if ev.type == EV_ACCEPT and ev.local_port in self._handlers:
             try:
-                stream = self._adopt(ev)
+                stream = self.adopt(ev)
             except CoreError:  # reset before we got to it
                 return True
-            task = asyncio.get_running_loop().create_task(self._serve(self._handlers[ev.local_port], stream))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._handlers[ev.local_port](stream)
             return True
         return False
 
@@ -288,7 +305,8 @@ class StreamHub:
         for stream in list(self._streams.values()):
             stream.close()
 
-    def _adopt(self, ev: Event) -> OverlayStream:
+    def adopt(self, ev: Event) -> OverlayStream:
+        """The stream of a connection that was dialled or accepted, Python's from now on. CoreError if it is gone."""
         stream = OverlayStream(self, self._plane, ev)
         self._streams[ev.conn] = stream
         try:
