@@ -68,6 +68,7 @@ class Beacon:
         self._notifier = Notifier(self._notify_node, config.notify_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._gossip: Gossip | None = None
+        self._report: Callable[[], Awaitable[None]] | None = None
         self._vouch_refused = 0
 
     async def open(self) -> Addr:
@@ -102,7 +103,8 @@ class Beacon:
         relay.start()
         if self.wss is not None:
             await self.wss.start(relay)
-        self._every(self.config.report_s, self._reporter(), "beacon-report")
+        self._report = self._reporter()
+        self._every(self.config.report_s, self._report, "beacon-report")
         if peers.possible and self._gossip is not None:
             self._gossip.start()
             self._every(self.config.refresh_s, self._resolve_peers, "beacon-peers", at_once=True)
@@ -117,6 +119,8 @@ class Beacon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        if self._relay is not None and self._report is not None:
+            await self._report()
         self._notifier.close()
         if self.wss is not None:
             await self.wss.stop()

@@ -1,4 +1,4 @@
-"""The NAT class from probes, on virtual time: a model of a NAT and of a beacon with several sockets; datagrams get lost by a seed."""
+"""The NAT class from probes, on virtual time: a model of a NAT and of a beacon with several sockets; loss comes from a seed."""
 
 from __future__ import annotations
 
