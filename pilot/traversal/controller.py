@@ -305,7 +305,7 @@ class Traversal:
     async def nat_measured(self, timeout: float) -> NatType:  # noqa: ASYNC109
         """The NAT class, as soon as a measurement that is under way has ended."""
         deadline = self._clock() + timeout
-        while self._discovery.measuring and self._clock() < deadline:
+        while self._discovery.measuring and self._clock() < deadline:  # noqa: ASYNC110 (a machine without I/O cannot wake us)
             await asyncio.sleep(0.01)
         return self._discovery.nat
 

@@ -31,8 +31,8 @@ class Filtering(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """stable: another observer saw the same endpoint; None: it did not answer. by_address: the beacon has another address, so that
-    endpoint-independent and address-dependent filtering could be told apart."""
+    """stable: another observer saw the same endpoint; None: it did not answer. by_address: the beacon has another address,
+    so that endpoint-independent and address-dependent filtering could be told apart."""
 
     filtering: Filtering
     stable: bool | None

@@ -1,4 +1,4 @@
-"""NAT probes and the NAT record of PILA, to the byte as docs/wire-extensions.md has them; the native tests have the same bytes."""
+"""NAT probes and the NAT record of PILA, to the byte as docs/wire-extensions.md has them; native tests have the same bytes."""
 
 from __future__ import annotations
 
