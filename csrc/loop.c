@@ -158,11 +158,11 @@ static void *run(void *arg) {
     l->sleeping = false;
     l->wakeups++;
     if (l->stop) break;
-    if (l->udp_leased && pl_loop_clock_ns() >= l->lease_ns) pl_loop_watch_udp(l, true);
+    if (l->udp_leased && !l->leading && pl_loop_clock_ns() >= l->lease_ns) pl_loop_watch_udp(l, true);
     dispatch(l, ev, n > 0 ? n : 0);
     pl_loop_settle(l);
     until = l->udp.more ? 0 : pl_loop_deadline(l);
-    if (l->udp_leased) until = pl_min64(until, l->lease_ns);
+    if (l->udp_leased) until = pl_min64(until, pl_max64(l->lease_ns, pl_loop_clock_ns() + PL_LEASE_LOOK_NS));
     l->sleep_until_ns = until;
     l->sleeping = true;
     pl_loop_leave(l);

@@ -15,6 +15,8 @@ enum { KIND_UDP = 16, KIND_WAKE = 17 };
 
 #define PL_BULK_BYTES (64u * 1024u)      /* received in one turn: no conversation of small messages */
 
+#define PL_LEASE_LOOK_NS (50 * PL_NS_PER_US) /* the data thread looks again whether a lease that ran out was renewed */
+
 typedef struct pl_waiter pl_waiter;
 
 struct pl_loop {

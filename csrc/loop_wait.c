@@ -64,6 +64,17 @@ static bool sleep_on(pl_waiter *w, uint64_t until_ns) {
   return true;
 }
 
+/* With the lock: nobody holds on to `w` any more. True if it was woken. */
+static bool retire(pl_loop *l, uint32_t conn, enum pl_wait what, pl_waiter *w) {
+  pl_engine_unwait(l->engine, conn, what, w);
+  for (pl_waiter **at = &l->woken; w->queued && *at; at = &(*at)->next) {
+    if (*at != w) continue;
+    *at = w->next; /* woken under this hold of the lock, or between the deadline and it */
+    break;
+  }
+  return w->queued || __atomic_load_n(&w->word, __ATOMIC_ACQUIRE);
+}
+
 /* With the lock; returns with it. 1 to try again, 0 after the deadline or a signal, or an error. */
 static int wait_for(pl_loop *l, uint32_t conn, enum pl_wait what, uint64_t until_ns) {
   if (l->stopped || l->stop) return PL_ESTATE;
@@ -75,13 +86,7 @@ static int wait_for(pl_loop *l, uint32_t conn, enum pl_wait what, uint64_t until
   pl_loop_leave(l);
   bool calm = sleep_on(&w, until_ns);
   pl_loop_enter(l);
-  pl_engine_unwait(l->engine, conn, what, &w);
-  for (pl_waiter **at = &l->woken; w.queued && *at; at = &(*at)->next) {
-    if (*at != &w) continue;
-    *at = w.next; /* woken between the deadline and the lock */
-    break;
-  }
-  if (__atomic_load_n(&w.word, __ATOMIC_ACQUIRE) || w.queued) return 1;
+  if (retire(l, conn, what, &w)) return 1;
   return calm && pl_loop_clock_ns() < until_ns;
 }
 
@@ -102,6 +107,9 @@ static void take_lease(pl_loop *l, uint64_t now_ns) {
 static int64_t lead(pl_loop *l, uint32_t conn, uint8_t *buf, size_t cap, uint64_t until_ns) {
   uint64_t now = pl_loop_clock_ns(), end = pl_min64(now + HOT_NS, until_ns);
   int64_t r = PL_EAGAIN;
+  pl_waiter w = {0}; /* as long as it is set, what comes in is no event for others */
+  int set = pl_engine_wait(l->engine, conn, PL_WAIT_READ, &w);
+  if (set < 0) return set;
   l->leading = true;
   while (r == PL_EAGAIN && now < end && !l->stop) {
     take_lease(l, now);
@@ -118,9 +126,13 @@ static int64_t lead(pl_loop *l, uint32_t conn, uint8_t *buf, size_t cap, uint64_
     now = pl_loop_clock_ns();
     if (l->stop) break;
     size_t bytes = n > 0 ? pl_loop_receive(l) : 0;
+    if (retire(l, conn, PL_WAIT_READ, &w)) w = (pl_waiter){0};
     r = pl_engine_read(l->engine, conn, buf, cap, now);
-    if (interrupted || bytes >= PL_BULK_BYTES) break;
+    if (r != PL_EAGAIN || interrupted || bytes >= PL_BULK_BYTES) break;
+    set = pl_engine_wait(l->engine, conn, PL_WAIT_READ, &w);
+    if (set < 0) r = set;
   }
+  retire(l, conn, PL_WAIT_READ, &w);
   l->leading = false;
   if (r == PL_EAGAIN || l->bulk_ns > now) {
     l->hot = false;
