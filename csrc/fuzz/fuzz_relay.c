@@ -38,6 +38,21 @@ static void check_sends(pl_relay *r) {
   }
 }
 
+/* Answers to probes go to somebody who asked in this batch, and are no larger than the question. */
+static void check_replies(pl_relay *r, const pl_rx *rx, unsigned n) {
+  const pl_relay_reply *a;
+  unsigned count = pl_relay_replies(r, &a);
+  size_t bytes = 0, asked = 0;
+  for (unsigned i = 0; i < n; i++) asked += rx[i].len;
+  for (unsigned i = 0; i < count; i++) {
+    bool known = false;
+    for (unsigned k = 0; k < n; k++) known = known || pl_addr_eq(&a[i].to, &rx[k].from);
+    FUZZ_CHECK(known && a[i].data[0] == PL_BEACON_PROBE_REPLY && a[i].len <= PL_PROBE_REPLY_MAX);
+    bytes += a[i].len;
+  }
+  FUZZ_CHECK(bytes <= asked);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   fuzz_in in = {data, data + size};
   pl_relay_cfg cfg;
@@ -48,6 +63,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   pl_relay *r = pl_relay_new(&cfg, now);
   FUZZ_CHECK(r != NULL);
   pl_addr local = {.family = 4, .port = 9001, .ip = {10, 9, 9, 9}};
+  pl_addr alt = {.family = 4, .port = 7001, .ip = {10, 9, 9, 8}};
+  pl_relay_set_probe(r, 7000, &alt);
   for (unsigned steps = 0; in.p < in.end && steps < 400; steps++) {
     uint8_t op = fuzz_u8(&in);
     switch (op & 7) {
@@ -62,8 +79,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
           size_t len;
           if (head & 0x80) { /* a well-formed beginning, small node numbers, a payload of equal datagrams */
             uint8_t *tail = fuzz_bytes(&in, fuzz_u8(&in) & 0x3f, &len);
-            static const uint8_t types[] = {PL_BEACON_DISCOVER, PL_BEACON_PUNCH_REQUEST, PL_BEACON_RELAY, PL_BEACON_RELAY,
-                                            PL_BEACON_DISCOVER_DST, PL_BEACON_RELAY, PL_BEACON_SYNC, PL_BEACON_RELAY};
+            static const uint8_t types[] = {PL_BEACON_DISCOVER, PL_BEACON_PUNCH_REQUEST, PL_BEACON_RELAY, PL_BEACON_PROBE,
+                                            PL_BEACON_DISCOVER_DST, PL_BEACON_RELAY, PL_BEACON_SYNC, PL_BEACON_INTRODUCE};
             size_t one = PL_RELAY_HEAD + len, copies = 1 + (head >> 3 & 3);
             rx[i].data = malloc(one * copies);
             FUZZ_CHECK(rx[i].data != NULL);
@@ -78,6 +95,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             }
             free(tail);
             rx[i].len = (uint32_t)(one * copies);
+            if (types[head & 7] == PL_BEACON_PROBE) { /* the least size, or one byte less */
+              rx[i].len = PL_PROBE_SIZE - (nodes & 1);
+              free(rx[i].data);
+              rx[i].data = calloc(1, rx[i].len);
+              FUZZ_CHECK(rx[i].data != NULL);
+              rx[i].data[0] = PL_BEACON_PROBE;
+              copies = 1;
+            }
             if (copies > 1) rx[i].seg = (uint32_t)one;
           } else {
             rx[i].data = fuzz_bytes(&in, head, &len);
@@ -86,8 +111,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             if (seg & 1 && seg / 2u && seg / 2u < len) rx[i].seg = seg / 2u;
           }
         }
-        pl_relay_input(r, rx, n, now);
-        check_sends(r);
+        if (op & 0x40)
+          pl_relay_observe(r, PL_SOCK_OBSERVER, rx, n, now);
+        else
+          pl_relay_input(r, rx, n, now);
+        if (!(op & 0x40)) check_sends(r);
+        check_replies(r, rx, n);
+        pl_relay_take_news(r);
         for (unsigned i = 0; i < n; i++) free(rx[i].data);
         break;
       }
