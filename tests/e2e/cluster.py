@@ -117,10 +117,11 @@ class Agent:
 
 
 class Cluster:
-    def __init__(self, root: Path, ip: str = "127.0.0.1", network: int = 1, netns: str | None = None) -> None:
+    def __init__(self, root: Path, ip: str = "127.0.0.1", network: int = 1, netns: str | None = None, flags: Sequence[str] = ()) -> None:
         self.root = root
         self.netns = netns
         self.network = network
+        self.flags = list(flags)  # further ones of the rendezvous
         self.registry = f"{ip}:{free_port(socket.SOCK_STREAM) if netns is None else 9000}"
         self.beacon = f"{ip}:{free_port(socket.SOCK_DGRAM) if netns is None else 9001}"
         self.agents: list[Agent] = []
@@ -129,7 +130,7 @@ class Cluster:
     def start_rendezvous(self) -> None:
         argv = [
             str(BIN / "pilot-rendezvous"), "-registry-addr", self.registry, "-beacon-addr", self.beacon,
-            "-store", str(self.root / "registry.db"), "-network", str(self.network),
+            "-store", str(self.root / "registry.db"), "-network", str(self.network), *self.flags,
         ]  # fmt: skip
         if self.netns:
             argv = ["ip", "netns", "exec", self.netns, *argv]

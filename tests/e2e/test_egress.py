@@ -29,7 +29,7 @@ table inet watch {
     type filter hook output priority 0; policy accept;
     ct state established,related accept
     icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld2-listener-report } accept
-    ip daddr 127.0.0.1 udp dport { 9001, 4001, 4002 } counter name known accept
+    ip daddr 127.0.0.1 udp dport { 9001, 9002, 9003, 4001, 4002 } counter name known accept
     ip daddr 127.0.0.1 tcp dport 9000 counter name known accept
     counter name stray accept
   }
@@ -65,7 +65,7 @@ def count(name: str) -> int:
 
 
 def test_a_whole_session_sends_nothing_elsewhere(namespace: None, tmp_path: Path) -> None:
-    with cluster(tmp_path, netns=NAME) as net:
+    with cluster(tmp_path, netns=NAME, flags=("-probe-ports", "9002,9003")) as net:
         a, b = (net.agent(n, listen=f"127.0.0.1:{p}", netns=NAME) for n, p in zip(("alpha", "bravo"), PORTS, strict=True))
         use(net, a, b)
         inside("bash", "-c", "echo probe >/dev/udp/203.0.113.9/53")
