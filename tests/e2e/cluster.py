@@ -117,7 +117,9 @@ class Agent:
 
 
 class Cluster:
-    def __init__(self, root: Path, ip: str = "127.0.0.1", network: int = 1, netns: str | None = None, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, ip: str = "127.0.0.1", network: int = 1, netns: str | None = None, flags: Sequence[str] = ()
+    ) -> None:
         self.root = root
         self.netns = netns
         self.network = network
