@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz lint wheel bench clean
+.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz lint wheel clean
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
