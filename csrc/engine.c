@@ -67,7 +67,8 @@ pl_engine *pl_engine_new(const pl_engine_cfg *cfg, pl_tx *tx, uint64_t now_ns) {
   e->frame_buckets = calloc(PL_BUCKETS, sizeof *e->frame_buckets);
   e->session_buckets = calloc(PL_BUCKETS, sizeof *e->session_buckets);
   e->scratch = malloc(65536);
-  if (!e->wheel || !e->frame_buckets || !e->session_buckets || !e->scratch) {
+  e->graves = calloc(PL_GRAVES, sizeof *e->graves);
+  if (!e->graves || !e->wheel || !e->frame_buckets || !e->session_buckets || !e->scratch) {
     pl_engine_free(e);
     return NULL;
   }
@@ -86,9 +87,9 @@ void pl_engine_free(pl_engine *e) {
   it = 0;
   while ((v = pl_map_next(&e->peers, &it, NULL))) {
     pl_peer *p = v;
-    pl_key_free(p->cur);
-    pl_key_free(p->next);
-    pl_key_free(p->prev);
+    pl_key_free(e, p->cur);
+    pl_key_free(e, p->next);
+    pl_key_free(e, p->prev);
     pl_datagram_drop_all(p);
     free(p->probes);
     free(p);
@@ -105,6 +106,8 @@ void pl_engine_free(pl_engine *e) {
     free(e->ev_head);
     e->ev_head = next;
   }
+  for (unsigned i = 0; e->graves && i < PL_GRAVES; i++) pl_replay_free(&e->graves[i].replay);
+  free(e->graves);
   free(e->frame_buckets);
   free(e->session_buckets);
   free(e->scratch);
@@ -137,7 +140,7 @@ pl_event *pl_event_push(pl_engine *e, uint32_t type, const uint8_t *data, size_t
 }
 
 static bool is_stranger_event(uint32_t type) {
-  return type == PL_EV_FRAME || type == PL_EV_BEACON || type == PL_EV_NO_SESSION || type == PL_EV_DATAGRAM;
+  return type == PL_EV_FRAME || type == PL_EV_BEACON || type == PL_EV_NO_SESSION;
 }
 
 pl_event *pl_engine_event(pl_engine *e) {
@@ -146,6 +149,7 @@ pl_event *pl_engine_event(pl_engine *e) {
   e->ev_head = ev->next;
   if (!e->ev_head) e->ev_tail = NULL;
   if (is_stranger_event(ev->type)) e->n_stranger_events--;
+  if (ev->type == PL_EV_DATAGRAM) e->dgram_event_bytes -= sizeof *ev + ev->len;
   if (ev->type == PL_EV_CLIENT_FRAME && e->taken_fn) e->taken_fn(e->taken_ctx, ev->client, ev->len);
   ev->next = NULL;
   return ev;

@@ -150,9 +150,7 @@ void pl_engine_on_wake(pl_engine *e, void (*fn)(void *, void *), void *ctx) {
 uint32_t pl_engine_next_ready(pl_engine *e) {
   pl_conn *c = e->ready_head;
   if (!c) return 0;
-  e->ready_head = c->ready_next;
-  if (!e->ready_head) e->ready_tail = NULL;
-  c->in_ready = false;
+  pl_conn_unlink_ready(e, c);
   return c->id;
 }
 

@@ -16,6 +16,7 @@ void pl_conn_activate(pl_engine *e, pl_conn *c) {
   if (c->in_active) return;
   c->in_active = true;
   c->active_next = NULL;
+  c->active_prev = e->active_tail;
   if (e->active_tail)
     e->active_tail->active_next = c;
   else
@@ -27,6 +28,7 @@ static void mark_ready(pl_engine *e, pl_conn *c) {
   if (c->in_ready) return;
   c->in_ready = true;
   c->ready_next = NULL;
+  c->ready_prev = e->ready_tail;
   if (e->ready_tail)
     e->ready_tail->ready_next = c;
   else
@@ -36,25 +38,27 @@ static void mark_ready(pl_engine *e, pl_conn *c) {
 
 static void unlink_active(pl_engine *e, pl_conn *c) {
   if (!c->in_active) return;
-  pl_conn **at = &e->active_head, *prev = NULL;
-  while (*at != c) {
-    prev = *at;
-    at = &(*at)->active_next;
-  }
-  *at = c->active_next;
-  if (e->active_tail == c) e->active_tail = prev;
+  if (c->active_prev)
+    c->active_prev->active_next = c->active_next;
+  else
+    e->active_head = c->active_next;
+  if (c->active_next)
+    c->active_next->active_prev = c->active_prev;
+  else
+    e->active_tail = c->active_prev;
   c->in_active = false;
 }
 
 void pl_conn_unlink_ready(pl_engine *e, pl_conn *c) {
   if (!c->in_ready) return;
-  pl_conn **at = &e->ready_head, *prev = NULL;
-  while (*at != c) {
-    prev = *at;
-    at = &(*at)->ready_next;
-  }
-  *at = c->ready_next;
-  if (e->ready_tail == c) e->ready_tail = prev;
+  if (c->ready_prev)
+    c->ready_prev->ready_next = c->ready_next;
+  else
+    e->ready_head = c->ready_next;
+  if (c->ready_next)
+    c->ready_next->ready_prev = c->ready_prev;
+  else
+    e->ready_tail = c->ready_prev;
   c->in_ready = false;
 }
 
@@ -502,9 +506,7 @@ void pl_conn_send_all(pl_engine *e) {
   size_t bytes = 0;
   while (e->active_head && bytes < PL_FLUSH_BYTES) {
     pl_conn *c = e->active_head;
-    e->active_head = c->active_next;
-    if (!e->active_head) e->active_tail = NULL;
-    c->in_active = false;
+    unlink_active(e, c);
     if (send_train(e, c, &bytes)) {
       pl_conn_activate(e, c); /* to the end of the line: streams take turns by trains */
       continue;

@@ -87,8 +87,13 @@ void pl_datagram_on_packet(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
   }
   if (e->dgram_fn) e->dgram_fn(e->dgram_ctx, pkt);
   if (!port || port->owner != PL_OWNER_APP) return;
-  pl_event *ev = pl_event_push(e, PL_EV_DATAGRAM, pkt->payload, pkt->len, true);
+  if (e->dgram_event_bytes > PL_DATAGRAM_BYTES) {
+    e->st.drop_event++;
+    return;
+  }
+  pl_event *ev = pl_event_push(e, PL_EV_DATAGRAM, pkt->payload, pkt->len, false);
   if (!ev) return;
+  e->dgram_event_bytes += sizeof *ev + ev->len;
   ev->node = pkt->src_node;
   ev->remote_net = pkt->src_net;
   ev->remote_port = pkt->src_port;

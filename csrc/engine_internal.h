@@ -9,9 +9,11 @@
 #include "timer.h"
 
 #define PL_EVENT_LIMIT 4096u         /* events a stranger can cause and that wait for Python */
+#define PL_DATAGRAM_BYTES (4u << 20) /* of datagrams that wait for Python: a peer may send large ones, and none of them may keep a PILA out */
 #define PL_PROBE_PORT 0xfffeu        /* source port of our pings: pongs come back to it */
 #define PL_PROBES 16u                /* pings without an answer, per peer; the oldest is overwritten */
 #define PL_KEY_RETIRE_NS (10 * PL_NS_PER_S)
+#define PL_GRAVES 1024u              /* keys no longer in force whose counters are remembered */
 #define PL_REPLY_WINDOW_NS (300 * PL_NS_PER_S) /* after our dial the peer may reach ports 444 and 1001 */
 #define PL_PEER_IDLE_NS (300 * PL_NS_PER_S)    /* a stranger's peer entry lives this long without contact */
 #define PL_NO_SESSION_NS (3 * PL_NS_PER_S)
@@ -32,6 +34,15 @@ typedef struct pl_key {
   uint64_t retire_ns;  /* of a replaced key */
   uint64_t installed_ns;
 } pl_key;
+
+/* What is remembered of a key that was dropped. The same two X25519 keys give the same session key again, by a PILA that anybody may have
+ * recorded: without this its recorded frames would open a second time. */
+typedef struct pl_grave {
+  uint64_t id;
+  uint32_t prefix;
+  uint64_t counter;
+  pl_replay replay; /* n_live 0 = empty */
+} pl_grave;
 
 typedef struct pl_probe {
   uint32_t seq;
@@ -123,7 +134,7 @@ typedef struct pl_conn {
   void *tag;                 /* of the shell that serves local clients */
   void *waiter[2];           /* APP: threads that wait in the shell, by enum pl_wait */
   struct pl_conn *peer_next, *peer_prev;
-  struct pl_conn *active_next, *ready_next;
+  struct pl_conn *active_next, *active_prev, *ready_next, *ready_prev;
 } pl_conn;
 
 typedef struct pl_bucket {
@@ -151,12 +162,15 @@ struct pl_engine {
   uint16_t next_port;
   uint32_t n_sessions;
   uint32_t next_prefix; /* of nonces: see engine_session.c */
+  pl_grave *graves;     /* PL_GRAVES entries, a ring */
+  unsigned next_grave;
 
   pl_conn *active_head, *active_tail;
   pl_conn *ready_head, *ready_tail;
 
   pl_event *ev_head, *ev_tail;
   uint32_t n_stranger_events;
+  uint64_t dgram_event_bytes; /* payloads of PL_EV_DATAGRAM and their heads */
 
   double syn_tokens;
   uint64_t syn_at_ns;
@@ -198,7 +212,7 @@ void pl_peer_on_pong(pl_engine *e, pl_peer *p, const pl_packet *pkt, const pl_ad
 int pl_peer_ping(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool relay, uint64_t token, uint32_t size);
 
 /* engine_session.c */
-void pl_key_free(pl_key *k);
+void pl_key_free(pl_engine *e, pl_key *k);
 void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *from, bool relayed);
 /* Seals one packet (head fields from `pkt`, payload from up to two spans) under `k` into the tx arena. */
 int pl_session_send(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool relay, const pl_packet *pkt,

@@ -32,9 +32,9 @@ void pl_peer_free(pl_engine *e, pl_peer *p) {
   pl_wheel_cancel(e->wheel, &p->timer.t);
   pl_map_del(&e->peers, p->node);
   if (p->cur) e->n_sessions--;
-  pl_key_free(p->cur);
-  pl_key_free(p->next);
-  pl_key_free(p->prev);
+  pl_key_free(e, p->cur);
+  pl_key_free(e, p->next);
+  pl_key_free(e, p->prev);
   pl_datagram_drop_all(p);
   free(p->probes);
   free(p);
@@ -198,7 +198,7 @@ void pl_peer_schedule(pl_engine *e, pl_peer *p) {
 void pl_peer_on_timer(pl_engine *e, pl_peer *p) {
   uint64_t now = e->now_ns;
   if (p->prev && p->prev->retire_ns <= now) {
-    pl_key_free(p->prev);
+    pl_key_free(e, p->prev);
     p->prev = NULL;
   }
   if (!p->trusted && !p->n_conns &&

@@ -6,8 +6,30 @@
 
 #include <stdlib.h>
 
-void pl_key_free(pl_key *k) {
+/* With many prefixes it is not remembered: the limit on them would shut out a peer that has lost its session often. */
+static void bury(pl_engine *e, pl_key *k) {
+  if (k->replay.n_live == 0 || k->replay.n_live + k->replay.n_retired > PL_REPLAY_PREFIXES / 2) return;
+  pl_grave *g = &e->graves[e->next_grave++ % PL_GRAVES];
+  pl_replay_free(&g->replay);
+  *g = (pl_grave){.id = k->id, .prefix = k->prefix, .counter = k->counter, .replay = k->replay};
+  pl_replay_init(&k->replay);
+}
+
+static void exhume(pl_engine *e, pl_key *k) {
+  for (unsigned i = 0; i < PL_GRAVES; i++) {
+    pl_grave *g = &e->graves[i];
+    if (g->id != k->id || g->replay.n_live == 0) continue;
+    k->prefix = g->prefix;
+    k->counter = g->counter;
+    k->replay = g->replay;
+    memset(g, 0, sizeof *g);
+    return;
+  }
+}
+
+void pl_key_free(pl_engine *e, pl_key *k) {
   if (!k) return;
+  bury(e, k);
   pl_aead_free(k->aead);
   pl_replay_free(&k->replay);
   free(k);
@@ -32,6 +54,7 @@ static pl_key *key_new(pl_engine *e, uint32_t peer, const uint8_t key[32], uint6
   k->prefix = next_prefix(e, peer);
   k->installed_ns = now_ns;
   if (caps) k->caps = *caps;
+  exhume(e, k);
   return k;
 }
 
@@ -44,7 +67,7 @@ int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], ui
   if (same) {
     if (caps) same->caps = *caps;
     if (same == p->cur) {
-      pl_key_free(p->next); /* or probes would go on under a key that nobody proved */
+      pl_key_free(e, p->next); /* or probes would go on under a key that nobody proved */
       p->next = NULL;
       pl_peer_apply_mss(e, p);
     }
@@ -59,7 +82,7 @@ int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], ui
     p->failures = 0;
     pl_peer_ready(e, p);
   } else {
-    pl_key_free(p->next);
+    pl_key_free(e, p->next);
     p->next = k;
   }
   pl_peer_schedule(e, p);
@@ -69,9 +92,9 @@ int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], ui
 int pl_engine_drop_session(pl_engine *e, uint32_t node) {
   pl_peer *p = pl_peer_find(e, node);
   if (!p || !p->cur) return PL_ENOENT;
-  pl_key_free(p->cur);
-  pl_key_free(p->next);
-  pl_key_free(p->prev);
+  pl_key_free(e, p->cur);
+  pl_key_free(e, p->next);
+  pl_key_free(e, p->prev);
   p->cur = p->next = p->prev = NULL;
   e->n_sessions--;
   return PL_OK;
@@ -151,7 +174,7 @@ static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
   k->proved = true;
   if (k == p->prev) return; /* replaced before its first frame came: there is no way back to it */
   if (k == p->next) {
-    pl_key_free(p->prev);
+    pl_key_free(e, p->prev);
     p->prev = p->cur;
     p->prev->retire_ns = e->now_ns + PL_KEY_RETIRE_NS;
     p->cur = k;

@@ -22,6 +22,7 @@ void pl_local_work(pl_local *l, pl_client *c, bool readable) {
   if (c->in_work) return;
   c->in_work = true;
   c->work_next = NULL;
+  c->work_prev = l->work_tail;
   if (l->work_tail)
     l->work_tail->work_next = c;
   else
@@ -29,25 +30,23 @@ void pl_local_work(pl_local *l, pl_client *c, bool readable) {
   l->work_tail = c;
 }
 
-static pl_client *next_work(pl_local *l) {
-  pl_client *c = l->work_head;
-  if (!c) return NULL;
-  l->work_head = c->work_next;
-  if (!l->work_head) l->work_tail = NULL;
-  c->in_work = false;
-  return c;
-}
-
 static void unlink_work(pl_local *l, pl_client *c) {
   if (!c->in_work) return;
-  pl_client **at = &l->work_head, *prev = NULL;
-  while (*at != c) {
-    prev = *at;
-    at = &(*at)->work_next;
-  }
-  *at = c->work_next;
-  if (l->work_tail == c) l->work_tail = prev;
+  if (c->work_prev)
+    c->work_prev->work_next = c->work_next;
+  else
+    l->work_head = c->work_next;
+  if (c->work_next)
+    c->work_next->work_prev = c->work_prev;
+  else
+    l->work_tail = c->work_prev;
   c->in_work = false;
+}
+
+static pl_client *next_work(pl_local *l) {
+  pl_client *c = l->work_head;
+  if (c) unlink_work(l, c);
+  return c;
 }
 
 /* ---- connections ---- */

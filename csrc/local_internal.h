@@ -49,7 +49,7 @@ typedef struct pl_client {
   bool broken;         /* to be disconnected by the next pump */
   bool leaving;        /* being disconnected: nothing is queued any more */
   struct pl_client *next, *prev;
-  struct pl_client *work_next;            /* work list of the pump */
+  struct pl_client *work_next, *work_prev; /* work list of the pump */
   bool in_work;
   bool readable;       /* work: something may be readable or parsed */
   bool stopped;        /* was paused when last served */
