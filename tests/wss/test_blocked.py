@@ -1,4 +1,4 @@
-"""Real programs in networks that let no UDP out: at the start, later, back again, through a proxy, beside the published daemon."""
+"""Real programs in networks that let no UDP out: at the start, later, back again, by a proxy, beside the published daemon."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ def test_udp_is_given_up_and_taken_up_again(fleet: WssFleet) -> None:
     assert waiting < 4.0, f"{waiting:.1f} s without an answer"
     to(alice, "compat", 3.0)
     assert time.monotonic() - before < 6.0
-    sending = subprocess.Popen(host.wrap([str(Path(sys.executable).parent / "pilotctl"), "send-file", "bob", str(data)]), env=alice.env)
+    pilotctl = str(Path(sys.executable).parent / "pilotctl")
+    sending = subprocess.Popen(host.wrap([pilotctl, "send-file", "bob", str(data)]), env=alice.env)
     host.processes.append(sending)
     assert echo(bob, "alice") < 3.0
     allow_udp(host)
@@ -109,7 +110,7 @@ def test_udp_is_given_up_and_taken_up_again(fleet: WssFleet) -> None:
     assert sending.wait(60) == 0
     received = next((bob.home / ".pilot" / "received").rglob("large*.bin"))
     assert received.read_bytes() == data.read_bytes()
-    wait_for(lambda: "direct" in relay_line(alice, "bob") or "punched" in relay_line(alice, "bob"), "a better path again", 30, 0.3)
+    wait_for(lambda: any(tier in relay_line(alice, "bob") for tier in ("direct", "punched")), "a better path again", 30, 0.3)
     assert info(alice)["nat_type"] != "blocked" and info(alice)["endpoint"]
     assert echo(bob, "alice") < 3.0
 
@@ -119,7 +120,8 @@ def test_a_pinned_certificate_or_none(fleet: WssFleet) -> None:
     site = behind_a_wall(fleet, "a")
     alice = fleet.agent(site, "alice", *OPEN, "-compat-fingerprint", pin, trusting=False)
     assert transport(alice) == "compat" and info(alice)["registered"]
-    wrong = fleet.agent(fleet.lab.public("b-h"), "bob", *OPEN, "-compat-fingerprint", "00" * 32, "-transport", "compat", start=False)
+    pinned = ("-compat-fingerprint", "00" * 32, "-transport", "compat")
+    wrong = fleet.agent(fleet.lab.public("b-h"), "bob", *OPEN, *pinned, start=False)
     wrong.begin()
     wait_for(lambda: "is not the pinned one" in wrong.log, "the refusal is in the log")
     wrong.ready()  # the registry answers on its own port
