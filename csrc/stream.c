@@ -541,6 +541,7 @@ void pl_stream_path_changed(pl_stream *s, uint32_t mss, uint64_t now) {
   s->tlp_end = s->nxt;
   pl_rtx_arm(s, now);
   s->ack_due = true; /* the peer learns the path too */
+  if (!s->confirmed) s->synack_due = true; /* the first one went the old way */
 }
 
 /* ---- information ---- */
