@@ -49,6 +49,8 @@ def revoke_trust(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
     node = reg.known(fields.number(request, "node_id"))
     other = fields.number(request, "peer_id")
     reg.require_signature(peer, node, texts.of_pair("revoke_trust", node.id, other), request)
+    reg.state.drop_response(node.id, other)
+    reg.state.drop_response(other, node.id)
     if not reg.state.drop_trust(node.id, other):
         raise Refused(f"no trust pair between {node.id} and {other}")
     return {}
@@ -73,6 +75,9 @@ def request_handshake(reg: Registry, peer: Peer, request: Request) -> dict[str, 
         raise Refused(f"handshake request already pending from node {sender.id}")
     if sum(_unseen(reg, waiting) for waiting in box.values()) >= INBOX_MAX:
         raise Refused(f"handshake inbox full for node {target.id}")
+    answer = reg.state.responses.get(sender.id, {}).get(target.id)
+    if answer is not None and not answer.accept:
+        reg.state.drop_response(sender.id, target.id)
     reg.state.put_request(HandshakeRequest(target.id, sender.id, justification, reg.now_unix()))
     reg.on_mail(target.id)
     return {"status": "delivered"}

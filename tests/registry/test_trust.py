@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from registry_support import Lab, Node, registration
 
 DENIED = {"type": "error", "error": "request failed"}
@@ -103,6 +104,31 @@ async def test_mail_of_a_client_that_always_hangs_up_ends(lab: Lab) -> None:
         b.raw = await lab.connect()
         counts.append(len((await b.own("poll_handshakes"))["requests"]))
     assert counts == [1, 1, 1, 0, 0]
+
+
+async def test_an_answer_does_not_outlive_the_next_request(lab: Lab) -> None:
+    """Clients with several connections poll on one and ask on another: what the first poll delivered is not confirmed yet."""
+    a, b = await lab.node(), await lab.node()
+    await a.shake(2)
+    await b.respond(1, False)
+    assert len((await a.own("poll_handshakes"))["responses"]) == 1
+    first, a.raw = a.raw, await lab.connect()
+    await a.shake(2)
+    assert (await a.own("poll_handshakes"))["responses"] == []
+    await b.respond(1, True)
+    a.raw = first
+    assert [r["accept"] for r in (await a.own("poll_handshakes"))["responses"]] == [True]
+
+
+@pytest.mark.parametrize("revoker", [0, 1])
+async def test_an_answer_does_not_outlive_a_revocation(lab: Lab, revoker: int) -> None:
+    a, b = nodes = await lab.node(), await lab.node()
+    await a.shake(2)
+    await b.respond(1, True)
+    assert len((await a.own("poll_handshakes"))["responses"]) == 1
+    a.raw = await lab.connect()
+    assert await nodes[revoker].revoke(2 - revoker) == {"type": "revoke_trust_ok"}
+    assert (await a.own("poll_handshakes"))["responses"] == []
 
 
 async def test_inbox_limits(lab: Lab) -> None:
