@@ -6,7 +6,16 @@ import logging
 import sys
 from typing import Any
 
-import structlog
+# structlog loads rich, and with it pygments, for tracebacks that are not printed here: 4 MB in each daemon.
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = None  # type: ignore[assignment]
+try:
+    import structlog
+finally:
+    if _rich is None:
+        del sys.modules["rich"]
+    else:
+        sys.modules["rich"] = _rich
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 

@@ -21,7 +21,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from pilot.errors import PilotError
-from pilot.websocket import MAX_FRAME, QUIET, WebSocket
+from pilot.websocket import MAX_FRAME, QUIET, StreamSocket, WebSocket
 from pilot.wire.beacon import BeaconType, DiscoverReply
 
 Addr = tuple[str, int]
@@ -93,6 +93,24 @@ class BeaconLink(WebSocket):
     def on_end(self, reason: str) -> None:
         if not self.ended.done():
             self.ended.set_result(reason)
+
+
+class RegistryStream(StreamSocket):
+    """A WebSocket to the registry. opened: done when it stands, with PilotError if it will not."""
+
+    def __init__(self, uri: WebSocketURI) -> None:
+        super().__init__(ClientProtocol(uri, extensions=[], max_size=MAX_FRAME, logger=QUIET))
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_open(self) -> None:
+        if not self.opened.done():
+            self.opened.set_result(None)
+
+    def on_end(self, reason: str) -> None:
+        super().on_end(reason)
+        if not self.opened.done():
+            self.opened.set_exception(PilotError("connection_failed", f"no registry beside the beacon: {reason}", retryable=True))
+            self.opened.exception()  # seen, also if nobody waits any more
 
 
 class Bridge:

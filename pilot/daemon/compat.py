@@ -13,17 +13,16 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from websockets.client import ClientProtocol
-from websockets.uri import WebSocketURI
-
-from pilot.daemon.bridge import BeaconLink, Bridge
 from pilot.daemon.dial import Door, connect
 from pilot.errors import PilotError
 from pilot.traversal import Traversal
-from pilot.websocket import MAX_FRAME, QUIET, StreamSocket
 from pilot.wire.beacon import DiscoverReply, discover, parse
+
+# The bridge is imported where it comes to be used: the WebSocket library is memory that a node with UDP does without.
+if TYPE_CHECKING:
+    from pilot.daemon.bridge import BeaconLink, Bridge
 
 log = logging.getLogger("pilot.compat")
 
@@ -37,24 +36,6 @@ AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # between attempts to connect; the last on
 DOOR_S = 5.0  # between looks at a door that was shut, while UDP is silent
 CHALLENGE_S = 5.0
 REGISTRY_PATH = "/v1/registry"
-
-
-class RegistryStream(StreamSocket):
-    """A WebSocket to the registry. opened: done when it stands, with PilotError if it will not."""
-
-    def __init__(self, uri: WebSocketURI) -> None:
-        super().__init__(ClientProtocol(uri, extensions=[], max_size=MAX_FRAME, logger=QUIET))
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_open(self) -> None:
-        if not self.opened.done():
-            self.opened.set_result(None)
-
-    def on_end(self, reason: str) -> None:
-        super().on_end(reason)
-        if not self.opened.done():
-            self.opened.set_exception(PilotError("connection_failed", f"no registry beside the beacon: {reason}", retryable=True))
-            self.opened.exception()  # seen, also if nobody waits any more
 
 
 class Signer(Protocol):
@@ -203,6 +184,8 @@ class Compat:
 
     def _activate(self) -> None:
         log.warning("no UDP gets out: using the WebSocket", extra={"url": self.url})
+        from pilot.daemon.bridge import Bridge
+
         self._bridge = Bridge(self._tunnel)
         self.active = True
         self._changed(True)
@@ -253,6 +236,8 @@ class Compat:
 
     async def _open(self) -> BeaconLink | None:
         """A link that the beacon has greeted; None, and a note in the log, if there is none to be had."""
+        from pilot.daemon.bridge import BeaconLink
+
         door = self._settings.door
         link = BeaconLink(door.uri(), self._received, self._pong)
         try:
@@ -297,6 +282,8 @@ class Compat:
 
     async def registry_stream(self, inner: asyncio.Protocol) -> None:
         """Connects `inner` to the registry beside the beacon (registry.pool.Detour). OSError or PilotError if there is none."""
+        from pilot.daemon.bridge import RegistryStream
+
         door = self._settings.door
         uri = door.uri(REGISTRY_PATH)
         stream = RegistryStream(uri)

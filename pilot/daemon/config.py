@@ -183,7 +183,8 @@ def _door(values: Mapping[str, Any], beacon_host: str) -> Door:
         values["compat_beacon"] or f"wss://{host}/v1/compat", "" if trust == "system" else pin, values["proxy"]
     )
     try:
-        door.uri()
+        if values["compat_beacon"]:
+            door.uri()
     except PilotError as error:
         raise usage_error(f"flag -compat-beacon: {error.message}") from None
     return door

@@ -6,17 +6,17 @@ import asyncio
 import base64
 import ssl
 import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import cast
-
-from websockets.exceptions import InvalidURI
-from websockets.uri import WebSocketURI, parse_uri
+from typing import TYPE_CHECKING, cast
 
 from pilot.errors import PilotError
 from pilot.registry.tls import client_context, der_fingerprint
-from pilot.websocket import WebSocket
+
+if TYPE_CHECKING:
+    from websockets.uri import WebSocketURI
+
+    from pilot.websocket import WebSocket
 
 CONNECT_S = 8.0  # name, proxy, TCP and TLS together
 MAX_HEAD = 8 << 10
@@ -33,6 +33,9 @@ class Door:
 
     def uri(self, path: str = "") -> WebSocketURI:
         """The parsed URL, with another path if given. PilotError if it is not a WebSocket URL."""
+        from websockets.exceptions import InvalidURI
+        from websockets.uri import parse_uri
+
         try:
             uri = parse_uri(self.url)
         except InvalidURI:
@@ -48,6 +51,8 @@ def proxy_for(proxy: str, host: str, secure: bool) -> str:
         return ""
     if proxy != "auto":
         return proxy
+    import urllib.request  # costs 3.7 MB, and few nodes come here
+
     known = urllib.request.getproxies_environment()
     if urllib.request.proxy_bypass(host):
         return ""

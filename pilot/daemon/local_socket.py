@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import stat
-import tempfile
 from pathlib import Path
 
 from pilot.errors import PilotError
@@ -61,7 +60,8 @@ def listen(path: Path) -> tuple[int, tuple[int, int]]:
 
 
 def _listen(path: Path) -> tuple[int, tuple[int, int]]:
-    stage = Path(tempfile.mkdtemp(prefix=".pilot-", dir=path.parent))  # mode 0700
+    stage = path.parent / f".pilot-{os.urandom(8).hex()}"
+    stage.mkdir(0o700)
     staged = stage / "s"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

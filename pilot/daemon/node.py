@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilot import __version__
 from pilot._core import (
@@ -34,7 +34,6 @@ from pilot.daemon.identity import IdentityFile, NodeIdentity
 from pilot.daemon.ipc import IpcServer
 from pilot.daemon.ipc_node import NodeCommands
 from pilot.daemon.ipc_streams import StreamCommands
-from pilot.daemon.metrics import MetricsServer, NodeCollector
 from pilot.daemon.names import Names
 from pilot.daemon.registration import Registration
 from pilot.daemon.rotation import Rotation
@@ -54,6 +53,9 @@ from pilot.trust import HandshakeMachine, Policy, TrustService, TrustStore
 from pilot.wire.beacon import Notify
 from pilot.wire.beacon import parse as parse_beacon
 from pilot.wire.frames import Capabilities
+
+if TYPE_CHECKING:
+    from pilot.daemon.metrics import MetricsServer
 
 log = logging.getLogger("pilot.node")
 
@@ -160,6 +162,8 @@ class Node:
         _say([*([found] if self.config.endpoint else []), *info.endpoint_lines(self)[1:], info.registered_line(self)])
         self._start_services()
         if self.config.metrics_addr:
+            from pilot.daemon.metrics import MetricsServer, NodeCollector  # an HTTP server: memory that few nodes need
+
             self._metrics = MetricsServer(self.config.metrics_addr, NodeCollector(self.plane.stats, self._gauges))
         if self.config.socket:
             listening, self._socket_file = local_socket.listen(self.config.socket)

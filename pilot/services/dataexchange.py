@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -229,6 +228,8 @@ class _Conversation:
             service.spooled -= size
 
     def _open_spool(self) -> IO[bytes]:
+        import tempfile  # with shutil and its compressors 1 MB, for long messages only
+
         path = self._service.mailbox.inbox.path
         make_private_dir(path)
         return tempfile.TemporaryFile(dir=path)

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import threading
 import time
@@ -272,7 +271,8 @@ class Mailbox:
         if self._quota and self._used + self._reserved + size > self._quota:
             return False
         make_private_dir(self.received)
-        return shutil.disk_usage(self.received).free >= size + SPARE_BYTES
+        disk = os.statvfs(self.received)
+        return disk.f_bavail * disk.f_frsize >= size + SPARE_BYTES
 
     def _remove(self, path: Path, size: int) -> None:
         with contextlib.suppress(OSError):

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import http.client
 import ipaddress
 import json
 import socket
@@ -89,8 +88,10 @@ def _connect(host: str, port: int) -> socket.socket:
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
-    """One POST without redirects; the status code. Blocks at most a few REQUEST_S. OSError,
-    HTTPException, PilotError."""
+    """One POST without redirects; the status code. Blocks at most a few REQUEST_S. OSError, also if the answer is not HTTP;
+    PilotError."""
+    import http.client  # with the e-mail parser 1 MB, and few nodes have a webhook
+
     parts = urlsplit(url)
     assert parts.hostname
     tls = parts.scheme == "https"
@@ -108,6 +109,8 @@ def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
         response = connection.getresponse()
         response.read(64 << 10)
         return response.status
+    except http.client.HTTPException as e:
+        raise OSError(f"not an HTTP response ({type(e).__name__})") from e
     finally:
         connection.close()
         sock.close()
@@ -226,7 +229,7 @@ class Webhook:
                 status = await asyncio.to_thread(self._send, url, body, headers)
             except PilotError as e:
                 return e.message
-            except (OSError, http.client.HTTPException) as e:
+            except OSError as e:
                 reason = f"{type(e).__name__}: {e}"
             else:
                 if status < 400:

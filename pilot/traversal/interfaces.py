@@ -4,7 +4,6 @@ call for it)."""
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import ipaddress
 import socket
 import sys
@@ -39,7 +38,7 @@ def local_hosts() -> list[str]:
     """Numeric addresses of all interfaces that are up, IPv4 first; empty if the system does not tell."""
     if not sys.platform.startswith("linux"):
         return _by_name()
-    libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)
     head = ctypes.POINTER(_IfAddrs)()
     if libc.getifaddrs(ctypes.byref(head)) != 0:
         return _by_name()

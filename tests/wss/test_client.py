@@ -15,8 +15,8 @@ import pytest
 from blocked import certificate
 from door import Addr, Door, Identity, Udp, quiet, until
 
-from pilot.daemon.bridge import BeaconLink, Bridge
-from pilot.daemon.compat import Compat, RegistryStream, Settings
+from pilot.daemon.bridge import BeaconLink, Bridge, RegistryStream
+from pilot.daemon.compat import Compat, Settings
 from pilot.daemon.config import DaemonConfig, load
 from pilot.daemon.dial import Door as Way
 from pilot.daemon.dial import check_proxy, connect, proxy_for
