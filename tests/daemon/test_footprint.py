@@ -4,7 +4,17 @@ import json
 import subprocess
 import sys
 
-ON_DEMAND = ("rich", "pygments", "prometheus_client", "websockets", "http.client", "urllib.request", "email", "tempfile", "shutil")
+ON_DEMAND = (
+    "rich",
+    "pygments",
+    "prometheus_client",
+    "websockets",
+    "http.client",
+    "urllib.request",
+    "email",
+    "tempfile",
+    "shutil",
+)
 
 
 def test_the_program_loads_what_it_needs_and_no_more() -> None:
