@@ -119,6 +119,7 @@ class Node:
             networks=config.networks,
             keepalive=config.keepalive,
         )
+        self.registry.on_lost(self.registration.doubt)
         self.names = Names(self.registry, lambda: self.registration.hostname)
         self._streams = StreamCommands(self)
         table = {**self._streams.table(), **NodeCommands(self).table()}

@@ -2,7 +2,8 @@
 
 It is registered again when its endpoint changes, at once when the registry says that it does not know the node
 or its key, and after three heartbeats without an answer. Then it repeats what a forgetful registry has
-lost: name, visibility, tags, trust. A registry that is down stops nothing: the node tries again for ever.
+lost: name, visibility, tags, trust. A registry that is down stops nothing: the node tries again for ever. One that closed a
+connection gets a heartbeat early: it may have restarted, and nobody finds this node there until it has registered.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import random
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +28,7 @@ AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # between registrations that f
 SETTLE_S = 0.3  # endpoint changes come in volleys
 GAP_S = 6.0  # registries count registrations: 10 a minute
 BEACONS_EVERY_S = 60.0
+DOUBT_S = (0.1, 2.0)  # after a lost connection to the heartbeat: all nodes of a registry lose theirs at once
 UNKNOWN_NODE = ("not_found", "auth_required")  # the registry does not know us, or not by this key
 
 Reply = Mapping[str, Any]
@@ -108,6 +112,8 @@ class Registration:
         self._join = tuple(networks)
         self._keepalive = keepalive
         self._stale = asyncio.Event()  # what the registry knows about us is not true any more
+        self._wake = asyncio.Event()  # _stale or _beat_at has changed
+        self._beat_at = math.inf  # loop time before which a heartbeat is due
         self._registered_at = float("-inf")
         self._beacons_at = float("-inf")
         self._failures = 0
@@ -141,10 +147,7 @@ class Registration:
         """Stays registered, for ever."""
         await self._join_networks()
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._keepalive):
-                    await self._stale.wait()
-                    await asyncio.sleep(SETTLE_S)
+            await self._due()
             if self._left:
                 self._stale.clear()
             elif self._stale.is_set():
@@ -152,9 +155,32 @@ class Registration:
             else:
                 await self._heartbeat()
 
+    async def _due(self) -> None:
+        """Returns when the registry has to be told something, at the latest at the time of the next heartbeat. Sooner while
+        heartbeats fail."""
+        loop = asyncio.get_running_loop()
+        pause = self._keepalive
+        if self._failures:
+            pause = min(pause, AGAIN_S[min(self._failures, len(AGAIN_S)) - 1])
+        self._beat_at = min(self._beat_at, loop.time() + pause)
+        while not self._stale.is_set() and (left := self._beat_at - loop.time()) > 0:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
+        self._beat_at = math.inf
+        if self._stale.is_set():
+            await asyncio.sleep(SETTLE_S)
+
     def endpoint_changed(self) -> None:
         """The node is to be found elsewhere now: the registry will be told."""
         self._stale.set()
+        self._wake.set()
+
+    def doubt(self) -> None:
+        """The registry closed a connection."""
+        self._beat_at = min(self._beat_at, asyncio.get_running_loop().time() + random.uniform(*DOUBT_S))
+        self._wake.set()
 
     def network_changed(self, network: int, *, joined: bool) -> None:
         """The user joined or left a network."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pilot.errors import PilotError
@@ -44,6 +44,10 @@ class RegistryClient:
         its own."""
         if detour is None or not self._pool.secure:
             self._pool.detour = detour
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Called when the registry closes a connection: it may be a new one that has forgotten us."""
+        self._pool.on_lost = callback
 
     def use_identity(self, identity: Signer) -> None:
         """Calls are signed with another key from now on."""

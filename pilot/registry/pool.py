@@ -13,6 +13,7 @@ import random
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import cast
 
 from pilot.errors import PilotError
@@ -36,9 +37,11 @@ Detour = Callable[[asyncio.Protocol], Awaitable[None]]
 class _Link(asyncio.Protocol):
     """One connection: bytes in, one reply future at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Callable[[], None]) -> None:
+        """lost: called when the other end closes the connection."""
         self.transport: asyncio.Transport | None = None
         self.open = False
+        self._lost = lost
         self._reader = wire.FrameReader()
         self._reply: asyncio.Future[Message] | None = None
 
@@ -47,7 +50,9 @@ class _Link(asyncio.Protocol):
         self.open = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
+        if self.open:  # not ended here
+            self.open = False
+            self._lost()
         self._fail(exc or ConnectionResetError("closed by the registry"))
 
     def data_received(self, data: bytes) -> None:
@@ -96,6 +101,7 @@ class Pool:
         self._where = f"{host}:{port}"
         self._pin = fingerprint if tls_trust == "pinned" else ""
         self._tls = tls.client_context(tls_trust == "pinned") if tls_trust else None
+        self.on_lost: Callable[[], None] | None = None  # the registry closed a connection, or its host reset it
         self.detour: Detour | None = None  # tried where the direct way takes long or fails; without it there is none
         self._idle: list[_Link] = []
         self._busy: set[_Link] = set()
@@ -121,6 +127,10 @@ class Pool:
         for link in self._busy:
             link.abort()
         self.drop_idle()
+
+    def _lost(self) -> None:
+        if self.on_lost is not None and not self._closed:
+            self.on_lost()
 
     def drop_idle(self) -> None:
         """Ends the connections that nobody uses."""
@@ -213,7 +223,7 @@ class Pool:
         return None
 
     async def _by_detour(self, detour: Detour) -> _Link | None:
-        link = _Link()
+        link = _Link(self._lost)
         try:
             async with asyncio.timeout(CONNECT_S):
                 await detour(link)
@@ -231,8 +241,9 @@ class Pool:
                 try:
                     async with asyncio.timeout(CONNECT_S / min(len(found), MAX_ADDRESSES)):
                         transport, link = await loop.create_connection(
-                            _Link, ip, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
-                        )
+                            partial(_Link, self._lost), ip, self._port, ssl=self._tls,
+                            server_hostname=self._host if self._tls else None,
+                        )  # fmt: skip
                 except OSError as error:
                     self._last_failure = _reason(error)
                     continue

@@ -101,8 +101,8 @@ class Case:
         self.place = Place()
         self.task: asyncio.Task[None] | None = None
 
-    async def start(self, **options: Any) -> Registration:
-        self.reg = Registration(self.registry, self.place, hostname="alpha", keepalive=0.02, **options)
+    async def start(self, *, keepalive: float = 0.02, **options: Any) -> Registration:
+        self.reg = Registration(self.registry, self.place, hostname="alpha", keepalive=keepalive, **options)
         await self.reg.start()
         self.task = asyncio.create_task(self.reg.run())
         return self.reg
@@ -160,6 +160,16 @@ async def test_an_outage_of_any_length_ends_in_a_registration(case: Case) -> Non
     assert reg.reachable is False and case.task and not case.task.done()
     case.registry.down = False
     await until(lambda: reg.reachable and len(case.place.again) == 2, "back")
+
+
+async def test_a_registry_that_closed_the_connection_hears_of_us_early(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a new process: nobody would find this node before the next heartbeat."""
+    monkeypatch.setattr(registration, "DOUBT_S", (0.01, 0.02))
+    reg = await case.start(keepalive=3600.0)
+    case.registry.faults["heartbeat"] = [DOWN, UNKNOWN]
+    reg.doubt()
+    await until(lambda: len(case.place.again) == 2, "registered again, after one try that did not get through")
+    assert case.registry.names().count("heartbeat") == 2
 
 
 async def test_a_new_endpoint_is_registered(case: Case) -> None:

@@ -115,6 +115,8 @@ async def test_registry_restarts(lab: Lab, clients: Callable[..., RegistryClient
     """The client finds the new process on the same port by itself; the daemon reads that it has to register."""
     await lab.start()
     a = clients()
+    lost = []
+    a.on_lost(lambda: lost.append(True))
     await a.register(":4001")
     port = lab.port
     await lab.server.stop()
@@ -127,6 +129,7 @@ async def test_registry_restarts(lab: Lab, clients: Callable[..., RegistryClient
     await again.start(lab.host, port)
     try:
         assert await waiting == "not_found"
+        assert lost
         assert (await a.register(":4001"))["node_id"] == 1
     finally:
         await again.stop()
