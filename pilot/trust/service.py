@@ -144,7 +144,10 @@ class TrustService:
         """Tells trusted ones of `nodes` the new identity key, inside sessions that the old one authenticated: they pin it."""
         for node in nodes:
             if self.store.is_trusted(node):
-                await self._apply(node, [Send(node, ACCEPT)])
+                self._spawn(self._announce(node))
+
+    async def _announce(self, node: int) -> None:
+        await self._courier.deliver(node, ACCEPT)
 
     def notify(self) -> None:
         """The beacon says that the registry holds something for us (0x0A, kind 1). May be forged: limited."""
@@ -345,9 +348,14 @@ class TrustService:
     async def _send_answer(self, node: int, type_: str, reason: str) -> None:
         if type_ == ACCEPT and not self.store.is_trusted(node):
             return  # revoked meanwhile
+        repeated = type_ == ACCEPT and self._courier.lately(node, ACCEPT)
         reached = await self._courier.deliver(node, type_, reason=reason)
         if not reached and type_ in (ACCEPT, REJECT):
             self._respond(node, type_ == ACCEPT)
+        if repeated:
+            # A published peer has dropped it as a replay. It takes a request by the node that it asks itself for consent, and the
+            # registry carries requests where it knows of none to answer.
+            self._tell(node, True, partial(self._registry.request_handshake, node, ""))
 
     def _respond(self, node: int, accept: bool) -> None:
         self._tell(node, accept, partial(self._registry.respond_handshake, node, accept))

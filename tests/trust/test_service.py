@@ -317,6 +317,21 @@ async def test_a_request_soon_after_another_goes_through_the_registry_too(world:
     assert world.registry.requests[2][1]["justification"] == "second"
 
 
+async def test_an_accept_soon_after_another_goes_through_the_registry_too(world: World) -> None:
+    """Published daemons take a second accept within ten minutes for a replay; a request of the node that they ask is consent too."""
+    ann, bob = world.node(1), world.node(2)
+    await befriend(ann, bob)
+    assert not world.registry.requests
+    await bob.trust.revoke(1)
+    await until(lambda: not ann.trusts(bob))
+    ann.hub.unlisten(courier.PORT)  # the direct accept is lost on it
+    await ann.trust.send(2)
+    await until(lambda: 1 in bob.trust.store.pending)
+    await bob.trust.approve(1)
+    await until(lambda: 2 in world.registry.requests.get(1, {}))
+    assert [p.node_id for p in await ann.trust.trusted()] == [2]
+
+
 async def test_a_new_key_reaches_the_peers(world: World) -> None:
     ann, bob = world.node(1), world.node(2)
     await befriend(ann, bob)
