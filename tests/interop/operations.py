@@ -501,8 +501,8 @@ def new_key(a: Machine) -> str:
 
 @operation("another-identity", separate=True)
 def another_identity(a: Machine, b: Machine) -> None:
-    """The peer comes back without its identity: it is a stranger with another number; trust can be made with it. The name stays with
-    the old identity for a while, because the published daemon does not sign off when it ends: the stranger takes another."""
+    """The peer comes back without its identity: it is a stranger with another number; trust can be made with it. The name stays
+    with the old identity for a while, because the published daemon does not sign off when it ends: the stranger takes another."""
     ping_until(a, b)
     old = b.node
     b.stop()

@@ -200,7 +200,8 @@ class Machine:
 
     def sdk(self, script: str, *args: str, timeout: float = 60) -> Any:
         """The same with our own SDK: `driver` is a LocalClient."""
-        return self._python(OUR_BIN / "python", "from pilot.sdk import LocalClient as Driver\nfrom pilot.wire.address import parse", script, args, timeout)
+        imports = "from pilot.sdk import LocalClient as Driver\nfrom pilot.wire.address import parse"
+        return self._python(OUR_BIN / "python", imports, script, args, timeout)
 
     def _python(self, python: Path, imports: str, script: str, args: tuple[str, ...], timeout: float) -> Any:
         body = "".join(f"    {line}\n" for line in script.strip("\n").splitlines())

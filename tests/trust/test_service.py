@@ -318,7 +318,7 @@ async def test_a_request_soon_after_another_goes_through_the_registry_too(world:
 
 
 async def test_an_accept_soon_after_another_goes_through_the_registry_too(world: World) -> None:
-    """Published daemons take a second accept within ten minutes for a replay; a request of the node that they ask is consent too."""
+    """Published daemons take a second accept within ten minutes for a replay; a request of the node that they ask is consent."""
     ann, bob = world.node(1), world.node(2)
     await befriend(ann, bob)
     assert not world.registry.requests
