@@ -17,6 +17,7 @@ Operation = Callable[[Machine, Machine], None]
 OPERATIONS: dict[str, Operation] = {}
 LOCAL: set[str] = set()  # concern one machine: the path to the other does not matter
 SEPARATE: set[str] = set()  # stop or change a daemon: run last
+LONG: set[str] = set()  # take minutes: only in the whole matrix
 PORTS = iter(range(6000, 60000))
 
 
@@ -284,6 +285,8 @@ def file_of(size: int) -> Operation:
 
 OPERATIONS["send-file-1K"] = file_of(1024)
 OPERATIONS["send-file-5M"] = file_of(5_000_000)
+OPERATIONS["send-file-200M"] = file_of(200_000_000)
+LONG.add("send-file-200M")
 
 
 @operation("publish-subscribe")

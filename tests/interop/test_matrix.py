@@ -4,20 +4,22 @@ Roles, by whose daemon and whose tools stand at the acting side and at the other
   clients   published tools at our daemons            tools     our tools at published daemons
   registry  published both, at our rendezvous         outward   ours toward published      inward   published toward ours
 
-By default the relayed and the punched path run the operations that the path can change. PILOT_INTEROP=full runs every cell.
-The table of all cells is printed at the end of the run.
+Each role on each path has a laboratory of its own, and a few of them run at once: most of the time goes by waiting. By default
+the cells that take minutes are left out; PILOT_INTEROP=full runs every cell. The table is printed at the end of the run.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import published
 import pytest
 from lab import Lab
-from operations import LOCAL, OPERATIONS, SEPARATE, ensure_trust
+from operations import LOCAL, LONG, OPERATIONS, SEPARATE, ensure_trust
 from testbed import DIRECT, OURS, PUNCHED, RELAYED, THEIRS, Machine, Testbed
 
 pytestmark = [
@@ -33,45 +35,59 @@ ROLES = {
     "outward": (OURS, OURS, THEIRS, THEIRS),
     "inward": (THEIRS, THEIRS, OURS, OURS),
 }
-PATHS = (DIRECT, RELAYED, PUNCHED)
+PATHS = (DIRECT, PUNCHED, RELAYED)
 FULL = os.environ.get("PILOT_INTEROP") == "full"
-BY_PATH = ("handshake-approve", "ping", "path", "connect", "send-message-text", "send-file-5M", "dgram-listen", "restart-peer")
+AT_ONCE = int(os.environ.get("PILOT_INTEROP_JOBS", "4"))
 UNTRUSTED = {"handshake-reject", "trust-required", "handshake-approve"}
 
+Cell = tuple[str, str, str]  # role, path, operation
 
-def cells() -> Iterator[tuple[str, str, str]]:
-    """(role, path, operation), those of one pair of machines together."""
+
+def cells() -> Iterator[Cell]:
+    """Those of one pair of machines together, in the order in which they run."""
     order = [n for n in OPERATIONS if n not in SEPARATE] + [n for n in OPERATIONS if n in SEPARATE]
     for path in PATHS:
         for role in ROLES:
             for name in order:
-                if path == DIRECT or (name not in LOCAL and (FULL or name in BY_PATH)):
+                if (path == DIRECT or name not in LOCAL) and (FULL or name not in LONG):
                     yield role, path, name
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Testbed]:
-    try:
-        published.bin_dir()
-    except published.Unavailable as error:
-        pytest.skip(str(error))
-    with Lab() as lab:
-        yield Testbed(lab)
+class Matrix:
+    """Runs the cells of each pair of machines in order, several pairs at once."""
+
+    def __init__(self, wanted: list[Cell]) -> None:
+        self.results: dict[Cell, Future[None]] = {cell: Future() for cell in wanted}
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+        for pair in dict.fromkeys((role, path) for role, path, _ in wanted):
+            self._pool.submit(self._run, *pair)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _run(self, role: str, path: str) -> None:
+        mine = [cell for cell in self.results if cell[:2] == (role, path)]
+        try:
+            with Lab() as lab:
+                a, b = Testbed(lab).pair(f"{role}-{path}-", path, ROLES[role])
+                for cell in mine:
+                    if self._ended.is_set():
+                        return
+                    try:
+                        run(a, b, cell[2])
+                        self.results[cell].set_result(None)
+                    except BaseException as error:
+                        self.results[cell].set_exception(error)
+        except BaseException as error:  # the laboratory itself failed
+            for cell in mine:
+                if not self.results[cell].done():
+                    self.results[cell].set_exception(error)
 
 
-@pytest.fixture(scope="module")
-def pairs(bed: Testbed) -> Iterator[dict[tuple[str, str], tuple[Machine, Machine]]]:
-    yield {}
-
-
-@pytest.mark.parametrize(("role", "path", "name"), [pytest.param(*cell, id="-".join(cell)) for cell in cells()])
-def test_cell(bed: Testbed, pairs: dict[tuple[str, str], tuple[Machine, Machine]], role: str, path: str, name: str) -> None:
-    if (role, path) not in pairs:
-        for machine in [m for pair in pairs.values() for m in pair]:
-            machine.stop()
-        pairs.clear()
-        pairs[role, path] = bed.pair(f"{role}-{path}-", path, ROLES[role])
-    a, b = pairs[role, path]
+def run(a: Machine, b: Machine, name: str) -> None:
+    """One cell, on machines in whatever state the one before has left them."""
     for machine in (a, b):
         if machine.process is None or machine.process.poll() is not None:
             machine.process = None
@@ -79,3 +95,21 @@ def test_cell(bed: Testbed, pairs: dict[tuple[str, str], tuple[Machine, Machine]
     if name not in UNTRUSTED and name not in LOCAL:
         ensure_trust(a, b)
     OPERATIONS[name](a, b)
+
+
+@pytest.fixture(scope="module")
+def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
+    try:
+        published.bin_dir()
+    except published.Unavailable as error:
+        pytest.skip(str(error))
+    asked = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    matrix = Matrix([(s.params["role"], s.params["path"], s.params["name"]) for s in asked if s is not None])
+    yield matrix
+    matrix.close()
+
+
+@pytest.mark.timeout(900)  # of a cell and of those before it that have not ended
+@pytest.mark.parametrize(("role", "path", "name"), [pytest.param(*cell, id="-".join(cell)) for cell in cells()])
+def test_cell(matrix: Matrix, role: str, path: str, name: str) -> None:
+    matrix.results[role, path, name].result()

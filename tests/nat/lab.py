@@ -17,10 +17,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
 import socket
+import string
 import subprocess
 import sysconfig
 import tempfile
@@ -211,11 +213,21 @@ class Site:
         self.edge.nft("table ip deaf\ndelete table ip deaf\n" + (nftrules.deaf(sources) if sources else ""))
 
 
+_labs = itertools.count()  # of this process
+
+
+def _serial(number: int) -> str:
+    """Few characters that tell labs of one process apart."""
+    digits = string.ascii_lowercase
+    return digits[number % 26] + (_serial(number // 26 - 1) if number >= 26 else "")
+
+
 class Lab:
     """Owns every namespace and process; leaving the context ends them all."""
 
     def __init__(self) -> None:
-        self.prefix = f"pl{os.getpid() % 100000}-"
+        self.tag = f"{os.getpid() % 100000}{_serial(next(_labs))}"
+        self.prefix = f"pl{self.tag}-"
         self.namespaces: list[Namespace] = []
         self.sites: list[Site] = []
         self.emulators: list[subprocess.Popen[Any]] = []
@@ -250,7 +262,7 @@ class Lab:
     def cable(self, a: Namespace, a_if: str, a_addr: str | None, b: Namespace, b_if: str, b_addr: str | None) -> None:
         """A veth pair between two namespaces."""
         self._cable += 1
-        x, y = f"v{os.getpid() % 100000}a{self._cable}", f"v{os.getpid() % 100000}b{self._cable}"
+        x, y = f"v{self.tag}-{self._cable}a", f"v{self.tag}-{self._cable}b"  # at most 15 characters
         sh("ip", "link", "add", x, "type", "veth", "peer", "name", y)
         for ns, end, name, addr in ((a, x, a_if, a_addr), (b, y, b_if, b_addr)):
             sh("ip", "link", "set", end, "netns", ns.name)
