@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz lint wheel clean
+.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz lint wheel clean bench bench-setup bench-quick bench-smoke bench-check
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-python  Python tests             make fuzz       each fuzz target for FUZZ_SECONDS (10)"
 	@echo "make interop      the published programs with ours, every operation and role"
 	@echo "make lint         ruff and mypy            make wheel      sdist and wheel, tried outside the tree"
+	@echo "make bench        the benchmark suite (root, 20 minutes), results in bench/results; make bench-quick: 3 minutes"
+	@echo "make bench-check  the quick suite against the committed ratios to the reference loop (bench/baseline.json)"
 	@echo "make clean        remove build products and the virtual environment"
 
 setup:
@@ -55,6 +57,22 @@ interop:
 lint: test-setup
 	$(VENV)/bin/ruff check pilot tests bench
 	$(VENV)/bin/mypy
+
+bench-setup:
+	@packaging/setup.sh bench
+
+bench: bench-setup
+	$(VENV)/bin/python bench/run.py $(BENCH_ARGS)
+
+bench-quick: bench-setup
+	$(VENV)/bin/python bench/run.py --quick $(BENCH_ARGS)
+
+bench-check: bench-setup
+	$(VENV)/bin/python bench/run.py --quick --baseline check $(BENCH_ARGS)
+
+# Does the suite still run? Seconds; no figure decides.
+bench-smoke: bench-setup
+	$(VENV)/bin/python bench/run.py --smoke --out $(BUILD)/bench-smoke >$(BUILD)/bench-smoke.md
 
 wheel: test-setup
 	packaging/check_wheel.sh $(BUILD)/dist

@@ -3,6 +3,7 @@
 #
 #   packaging/setup.sh run    what `make demo` and users need
 #   packaging/setup.sh test   also what the tests need (clang for fuzzing, nftables and iproute2 for the NAT lab)
+#   packaging/setup.sh bench  also what the benchmark suite needs (peers that are not Debian's it installs itself)
 #
 # Safe to run again: it does only what is missing or out of date.
 set -euo pipefail
@@ -14,6 +15,7 @@ say() { printf '==> %s\n' "$*" >&2; }
 
 packages=(build-essential cmake ninja-build libssl-dev)
 [ "$what" = test ] && packages+=(clang libclang-rt-14-dev nftables iproute2 procps)
+[ "$what" = bench ] && packages+=(nftables iproute2 procps ethtool iperf3) && what=test
 
 python=${PYTHON:-python3}
 if ! command -v "$python" >/dev/null; then

@@ -1,0 +1,1 @@
+"""Two hosts and what runs between them: the bed, the contenders, the scenarios."""

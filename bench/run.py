@@ -1,0 +1,115 @@
+"""The benchmark suite: measures, then writes raw JSON, a Markdown table and an HTML page with plots.
+
+    python bench/run.py [--quick | --smoke] [--only PART ...] [--contenders NAME ...] [--baseline compare|check|write]
+
+Needs root (network namespaces) and the installed programs beside the running Python; peers that are not installed are left out
+with the reason in the report. At most 20 minutes, with --quick 3, with --smoke seconds. Being slow is no failure, except that
+--baseline check ends with 1 when a ratio to the reference loop fell below the committed one (bench/baseline.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import goals
+import micro
+import pages
+from net import machine, scenarios
+from net.record import Plan, Record
+from table import paths, published
+
+HERE = Path(__file__).parent
+PARTS: dict[str, Callable[[Record, Plan], None]] = {
+    "direct": scenarios.direct,
+    "software": scenarios.software,
+    "relayed": scenarios.relayed,
+    "across": scenarios.across,
+    "loopback": scenarios.loopback,
+    "table": published.run,
+    "lossy": paths.lossy,
+    "wide": paths.wide,
+    "fair": paths.fair,
+    "idle": scenarios.idle,
+    "micro": micro.run,
+}
+QUICK = ("direct", "software", "relayed", "across", "loopback", "micro")
+SMOKE = ("software", "across")
+
+
+def plan_of(args: argparse.Namespace) -> tuple[Plan, tuple[str, ...]]:
+    """How much is measured, and which parts."""
+    only = tuple(args.contenders)
+    if args.smoke:
+        return Plan(runs=1, seconds=0.1, round_trips=20, peers=False, budget_s=60, only=only), SMOKE
+    if args.quick:
+        return Plan(runs=3, seconds=0.7, round_trips=1000, peers=False, budget_s=180, only=only), QUICK
+    return Plan(runs=5, seconds=1.5, round_trips=2000, peers=True, budget_s=1200, only=only), tuple(PARTS)
+
+
+def measure(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
+    record, begun = Record(), time.time()
+    for name in parts:
+        if plan.late(0.95):
+            record.missing.append({"scenario": name, "contender": "all", "reason": "out of time"})
+            continue
+        start = time.monotonic()
+        with record.attempt(name, "all"):
+            PARTS[name](record, plan)
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return {
+        "machine": machine.describe(),
+        "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun)),
+        "took_s": round(time.time() - begun),
+        "command": " ".join(["bench/run.py", *sys.argv[1:]]),
+        "rows": record.as_rows(),
+        "missing": record.missing,
+        "limits": [limit for limit in record.limits],
+    }
+
+
+def write(result: dict[str, Any], baseline: dict[str, float], out: Path) -> None:
+    """raw/TIME.json holds every sample, the others what people read."""
+    (out / "raw").mkdir(parents=True, exist_ok=True)
+    stamp = result["begun"].replace(":", "").replace("-", "")
+    (out / "raw" / f"{stamp}.json").write_text(json.dumps(result))
+    (out / "results.json").write_text(json.dumps(pages.summary(result), indent=1) + "\n")
+    (out / "results.md").write_text(pages.markdown(result, baseline))
+    (out / "results.html").write_text(pages.html(result, baseline))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="3 minutes: no peers but TLS, fewer and shorter runs")
+    size.add_argument("--smoke", action="store_true", help="seconds: does the suite work at all? Fails when something does not")
+    parser.add_argument("--only", nargs="+", choices=sorted(PARTS), help="these parts")
+    parser.add_argument("--contenders", nargs="+", default=[], help="these, by name: reference inproc daemon tls published ...")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--baseline", choices=("compare", "check", "write"), default="compare", help="write: this run becomes it")
+    args = parser.parse_args()
+    if os.geteuid() != 0:
+        print("bench: needs root for network namespaces", file=sys.stderr)
+        return 2
+    plan, parts = plan_of(args)
+    result = measure(plan, tuple(args.only or parts))
+    path = HERE / "baseline.json"
+    if args.baseline == "write":
+        path.write_text(json.dumps(goals.ratios(result), indent=2, sort_keys=True) + "\n")
+    baseline = json.loads(path.read_text()) if path.exists() else {}
+    write(result, baseline, args.out)
+    print(pages.markdown(result, baseline))
+    if args.smoke:
+        return 1 if result["missing"] or not result["rows"] else 0
+    worse = any(verdict == "worse" for *_, verdict in goals.compared(result, baseline))
+    return 1 if args.baseline == "check" and worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
