@@ -10,6 +10,7 @@ with the reason in the report. At most 20 minutes, with --quick 3, with --smoke 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -45,12 +46,13 @@ SMOKE = ("software", "across")
 
 def plan_of(args: argparse.Namespace) -> tuple[Plan, tuple[str, ...]]:
     """How much is measured, and which parts."""
-    only = tuple(args.contenders)
     if args.smoke:
-        return Plan(runs=1, seconds=0.1, round_trips=20, peers=False, budget_s=60, only=only), SMOKE
-    if args.quick:
-        return Plan(runs=3, seconds=0.7, round_trips=1000, peers=False, budget_s=180, only=only), QUICK
-    return Plan(runs=5, seconds=1.5, round_trips=2000, peers=True, budget_s=1200, only=only), tuple(PARTS)
+        plan, parts = Plan(runs=1, seconds=0.1, round_trips=20, peers=False, budget_s=60), SMOKE
+    elif args.quick:
+        plan, parts = Plan(runs=3, seconds=0.7, round_trips=1000, peers=False, budget_s=180), QUICK
+    else:
+        plan, parts = Plan(runs=5, seconds=1.5, round_trips=2000, peers=True, budget_s=1200), tuple(PARTS)
+    return dataclasses.replace(plan, only=tuple(args.contenders), runs=args.runs or plan.runs), tuple(args.only or parts)
 
 
 def measure(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def measure(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
         "command": " ".join(["bench/run.py", *sys.argv[1:]]),
         "rows": record.as_rows(),
         "missing": record.missing,
-        "limits": [limit for limit in record.limits],
+        "limits": record.limits,
     }
 
 
@@ -91,6 +93,7 @@ def main() -> int:
     size.add_argument("--smoke", action="store_true", help="seconds: does the suite work at all? Fails when something does not")
     parser.add_argument("--only", nargs="+", choices=sorted(PARTS), help="these parts")
     parser.add_argument("--contenders", nargs="+", default=[], help="these, by name: reference inproc daemon tls published ...")
+    parser.add_argument("--runs", type=int, default=0, help="repetitions of each measurement")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--baseline", choices=("compare", "check", "write"), default="compare", help="write: this run becomes it")
     args = parser.parse_args()
@@ -98,7 +101,7 @@ def main() -> int:
         print("bench: needs root for network namespaces", file=sys.stderr)
         return 2
     plan, parts = plan_of(args)
-    result = measure(plan, tuple(args.only or parts))
+    result = measure(plan, parts)
     path = HERE / "baseline.json"
     if args.baseline == "write":
         path.write_text(json.dumps(goals.ratios(result), indent=2, sort_keys=True) + "\n")

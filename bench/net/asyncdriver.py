@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -51,6 +52,7 @@ async def run() -> None:
         try:
             reply = await COMMANDS[command.pop("op")](transport, **command)
         except Exception as error:
+            traceback.print_exc()
             ends.say({"error": f"{args.transport} {args.role}: {type(error).__name__}: {error}"})
             continue
         ends.say(reply | spent.figures())

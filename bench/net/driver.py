@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def main() -> int:
         try:
             reply = COMMANDS[command.pop("op")](transport, **command)
         except Exception as error:
+            traceback.print_exc()
             ends.say({"error": f"{args.transport} {args.role}: {type(error).__name__}: {error}"})
             continue
         ends.say(reply | spent.figures())

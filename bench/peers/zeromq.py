@@ -1,4 +1,4 @@
-"""pyzmq PAIR sockets under CURVE; one stream, an empty message ends it."""
+"""pyzmq PAIR sockets under CURVE: one pair for all streams, one after the other; an empty message each way ends a stream."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Curve:
     def __init__(self, args: Namespace) -> None:
         self.context = zmq.Context()
         self.role, self.address = args.role, args.name if args.role == "server" else args.peer
+        self.socket = self._open()
 
     def connect(self) -> Stream:
-        return _Stream(self._open())
+        return _Stream(self.socket)
 
     accept = connect
 
     def _open(self) -> Any:
         s = self.context.socket(zmq.PAIR)
         s.sndhwm = s.rcvhwm = QUEUE
-        s.linger = 10_000
         if self.role == "server":
             s.curve_server = True
             s.curve_publickey, s.curve_secretkey = SERVER_KEY
@@ -60,4 +60,5 @@ class _Stream:
 
     def close(self) -> None:
         self.sock.send(b"")
-        self.sock.close()
+        while not self.ended:
+            self.ended = not self.sock.recv()
