@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz lint wheel clean bench bench-setup bench-quick bench-smoke bench-check
+.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
@@ -53,6 +53,11 @@ test-python: test-setup
 # The published programs (fetched from the package index) with ours in every role; prints a table.
 interop:
 	@$(MAKE) test-python PYTEST_MARKS=interop
+
+# How long agents notice a beacon's restart, and a network that lets no UDP out. Root; some minutes.
+bench-outages: test-setup
+	$(VENV)/bin/python bench/net/outages.py restart
+	$(VENV)/bin/python bench/net/outages.py blocked
 
 lint: test-setup
 	$(VENV)/bin/ruff check pilot tests bench

@@ -19,6 +19,7 @@ void pl_relay_cfg_default(pl_relay_cfg *cfg) {
   cfg->claim_ttl_ns = 130 * PL_NS_PER_S;
   cfg->punch_rate = 5;
   cfg->probe_rate = 20;
+  cfg->pace_rate = 20000;
   cfg->relay_bytes_per_s = 1250000000; /* 10 Gbit/s */
 }
 
@@ -85,12 +86,21 @@ void pl_relay_emit(pl_relay *r, const pl_addr *to, const pl_addr *from, pl_relay
   r->out[r->n_out++] = (pl_relay_out){.iov = {p, len}, .run = at};
 }
 
-void pl_relay_emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint) {
+static void emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint, uint8_t pace) {
   uint8_t *p = r->replies + PL_RELAY_REPLY_SIZE * (size_t)r->n_replies;
   int len = pl_beacon_write_endpoint(p, type, endpoint);
   if (len < 0) return;
+  if (pace) {
+    memcpy(p + len, "PX\1", 3);
+    p[len + 3] = pace;
+    len += 4;
+  }
   r->n_replies++;
   pl_relay_emit(r, to, from, NULL, p, (uint32_t)len);
+}
+
+void pl_relay_emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint) {
+  emit_endpoint(r, to, from, type, endpoint, 0);
 }
 
 /* Gives each run its stretch of the iovec array. */
@@ -115,7 +125,19 @@ unsigned pl_relay_sends(pl_relay *r, const pl_relay_send **out) {
 
 /* ---- discover ---- */
 
-static void on_discover(pl_relay *r, const pl_rx *rx, uint32_t node, bool wants_dst) {
+/* Seconds after which a node shall ask again: few nodes are asked to come often, so that a restart costs them little. */
+static uint8_t pace(const pl_relay *r) {
+  uint32_t s = r->n_bound / (r->cfg.pace_rate ? r->cfg.pace_rate : 1);
+  return (uint8_t)(s < PL_PACE_MIN_S ? PL_PACE_MIN_S : s > PL_PACE_MAX_S ? PL_PACE_MAX_S : s);
+}
+
+/* Whether the question asks for the pace, and is no smaller than the reply with it. 37 bytes and more hold a key instead. */
+static bool asks_pace(const pl_rx *rx, const uint8_t *p, uint32_t len) {
+  return len < 37 && len >= (rx->from.family == 6 ? 24 : 12) && memcmp(p + 5, "PX\1", 3) == 0;
+}
+
+static void on_discover(pl_relay *r, const pl_rx *rx, const uint8_t *p, uint32_t len) {
+  uint32_t node = pl_get32(p + 1);
   /* Id 0 is the start-up probe of a daemon that has no number yet. The reply never depends on the table. */
   if (rx->from.family == PL_ADDR_STREAM) { /* no reply: there is no endpoint to tell */
     if (node == pl_get32(rx->from.ip))
@@ -124,9 +146,9 @@ static void on_discover(pl_relay *r, const pl_rx *rx, uint32_t node, bool wants_
       r->st.spoofed++;
     return;
   }
-  if (node) pl_relay_bind(r, node, &rx->from, &rx->local, wants_dst);
+  if (node) pl_relay_bind(r, node, &rx->from, &rx->local, p[0] == PL_BEACON_DISCOVER_DST);
   r->st.discovers++;
-  pl_relay_emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_DISCOVER_REPLY, &rx->from);
+  emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_DISCOVER_REPLY, &rx->from, asks_pace(rx, p, len) ? pace(r) : 0);
 }
 
 /* ---- relay ---- */
@@ -225,7 +247,7 @@ static void on_datagram(pl_relay *r, const pl_rx *rx, pl_relay_peer *via, uint8_
     case PL_BEACON_DISCOVER:
     case PL_BEACON_DISCOVER_DST:
       if (len < 5) break;
-      on_discover(r, rx, pl_get32(p + 1), p[0] == PL_BEACON_DISCOVER_DST);
+      on_discover(r, rx, p, len);
       return;
     case PL_BEACON_PUNCH_REQUEST:
       if (len < 9) break;

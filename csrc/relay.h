@@ -15,6 +15,8 @@ typedef struct pl_relay_cfg {
   uint64_t claim_ttl_ns;         /* 130 s: a different IP may take over an id only when its holder was silent this long */
   uint32_t punch_rate;           /* punch requests per second per (source IP, node): 5, burst 10 */
   uint32_t probe_rate;           /* NAT probes answered per second and source IP: 20, burst 40 */
+  uint32_t pace_rate;            /* discovers per second that this beacon wants, all nodes together: 20000. Nodes are told to ask every
+                                  * nodes / pace_rate seconds, 3 at least and 20 at most (docs/wire-extensions.md 7.4) */
   uint64_t relay_bytes_per_s;    /* per sender node, token bucket with one second of burst, at least one datagram; 0 = no limit. 1.25e9 */
   uint64_t hash_seed;
 } pl_relay_cfg;

@@ -111,6 +111,8 @@ bool pl_relay_allow(pl_relay_bucket *table, uint64_t key, double rate, uint64_t 
 void pl_relay_emit(pl_relay *r, const pl_addr *to, const pl_addr *from, pl_relay_slot *slot, uint8_t *p, uint32_t len);
 /* Queues 0x02 or 0x04. */
 void pl_relay_emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint);
+#define PL_PACE_MIN_S 3u  /* how often nodes are told to ask */
+#define PL_PACE_MAX_S 20u
 /* 0x03 with its 9 bytes; 0x0D of `len` bytes from the peer `via`; a probe that came to the main socket. */
 void pl_relay_on_punch(pl_relay *r, const pl_rx *rx, const uint8_t *p);
 void pl_relay_on_introduce(pl_relay *r, const pl_relay_peer *via, const uint8_t *p, uint32_t len);

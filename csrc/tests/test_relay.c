@@ -21,6 +21,24 @@ static void register_three(net *t) {
   net_discover(t, V6, 300);
 }
 
+/* Nodes are told how often to ask: often while there are few. The answer is never larger than the question. */
+static void pace_follows_the_population(void) {
+  pl_relay_cfg cfg = usual();
+  cfg.pace_rate = 4;
+  net t = net_new(&cfg);
+  CHECK(net_hex(&t, C, "010000000050580100000000") == 1 && is_hex(&t.out[0], C, "0204cb00711e9c43" "50580103"));
+  for (unsigned i = 1; i <= 20; i++) net_discover(&t, A, i);
+  CHECK(net_hex(&t, C, "010000000050580100000000") == 1 && is_hex(&t.out[0], C, "0204cb00711e9c43" "50580105"));
+  for (unsigned i = 21; i <= 200; i++) net_discover(&t, A, i);
+  CHECK(net_hex(&t, C, "010000000050580100000000") == 1 && is_hex(&t.out[0], C, "0204cb00711e9c43" "50580114"));
+  CHECK(net_hex(&t, C, "0100000000505801000000") == 1 && is_hex(&t.out[0], C, "0204cb00711e9c43")); /* shorter than the answer */
+  CHECK(net_hex(&t, C, "010000000050580200000000") == 1 && is_hex(&t.out[0], C, "0204cb00711e9c43"));
+  CHECK(net_hex(&t, V6, "010000000050580100000000") == 1 && t.out[0].len == 20);
+  CHECK(net_hex(&t, V6, "0100000000505801" "00000000000000000000000000000000") == 1 && t.out[0].len == 24);
+  CHECK(net_hex(&t, C, "0100000000505801" "0000000000000000000000000000000000000000000000000000000000") == 1 && t.out[0].len == 8); /* a key */
+  net_free(&t);
+}
+
 /* What a published beacon answered, where ours answers the same. Other answers are ours on purpose: see the tests below. */
 static void recorded_datagrams(void) {
   static const struct {
@@ -535,6 +553,7 @@ static void more_datagrams_than_a_batch_holds(void) {
 
 int main(void) {
   recorded_datagrams();
+  pace_follows_the_population();
   big_payloads_pass_uncopied();
   replies_leave_from_the_address_that_was_asked();
   number_zero_is_never_stored();

@@ -33,6 +33,8 @@ cdef class RelayLoop:
                 cfg.punch_rate = value
             elif key == "probe_rate":
                 cfg.probe_rate = value
+            elif key == "pace_rate":
+                cfg.pace_rate = value
             elif key == "relay_bytes_per_s":
                 cfg.relay_bytes_per_s = value
             else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ QUESTION_EVERY_S = 3.0
 ANSWERS = 2  # in a row
 OVERLAP_S = 2.0  # at most with both transports, while UDP is taken up again
 SETTLE_S = 0.2  # what is on its way through the WebSocket arrives
-AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # between attempts to connect; the last one repeats
+AGAIN_S = (0.5, 1.0, 2.0, 3.0)  # between attempts to connect, a fifth more or less; the last one repeats
 DOOR_S = 5.0  # between looks at a door that was shut, while UDP is silent
 CHALLENGE_S = 5.0
 REGISTRY_PATH = "/v1/registry"
@@ -231,7 +232,7 @@ class Compat:
                     if link.ended.done():
                         bridge.use(None)
                 log.warning("the WebSocket to the beacon ended", extra={"reason": reason})
-            await asyncio.sleep(AGAIN_S[min(failures, len(AGAIN_S) - 1)])
+            await asyncio.sleep(AGAIN_S[min(failures, len(AGAIN_S) - 1)] * random.uniform(0.8, 1.2))
             failures += 1
 
     async def _open(self) -> BeaconLink | None:

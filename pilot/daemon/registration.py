@@ -24,7 +24,9 @@ log = logging.getLogger("pilot.registration")
 START_S = 9.0  # how long the first registration is tried
 START_PAUSE_S = 0.5
 FAILED_HEARTBEATS = 3
-AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # between registrations that fail; the last one repeats
+# Between attempts that fail, each of which tries to connect for some seconds; the last one repeats. Short for the first
+# minute: the restart of a registry is soon over.
+AGAIN_S = (0.5, 1.0, 1.0, 1.0, 2.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 SETTLE_S = 0.3  # endpoint changes come in volleys
 GAP_S = 6.0  # registries count registrations: 10 a minute
 BEACONS_EVERY_S = 60.0

@@ -4,8 +4,9 @@ All questions leave from the tunnel socket itself, so the answer is the endpoint
 registers the node
 at the beacon (relay and punch need that) and keeps the NAT mapping; it is repeated every 20 s to every
 beacon, whether or not
-the registry can be reached. Replies carry no transaction id: one counts only from an address that was asked a
-moment ago.
+the registry can be reached. A beacon of our kind tells a shorter time as long as its population allows (docs/wire-extensions.md
+7.4); the nearest ones are then asked that often, so a beacon that was restarted knows its nodes again after a few seconds.
+Replies carry no transaction id: one counts only from an address that was asked a moment ago.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pilot.traversal.natprobe import Filtering, NatProbe
 from pilot.wire.beacon import ProbeReply
 
 KEEPALIVE_S = 20.0  # below the 30 s after which many NATs forget
+PACE_MIN_S = 3.0  # whatever a beacon tells
+PACED = 3  # beacons asked at the pace they tell, the nearest; the others every KEEPALIVE_S
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # after an unanswered question; the last one repeats
 DEAD_MISSES = 3
 SILENT_MISSES = 3  # in a row, 0.25 and 0.5 s apart
@@ -85,6 +88,7 @@ class Beacon:
     last_sent: float = NEVER
     last_reply: float = NEVER
     asked: int = 0  # questions since the last reply
+    pace: float = KEEPALIVE_S  # how often it wants to be asked
     rtt: float | None = None
     observed: Addr | None = None
 
@@ -109,6 +113,7 @@ class Discovery:
         self._measured_at = NEVER
         self._local: frozenset[Addr] = frozenset()
         self._beacons: dict[Addr, Beacon] = {}
+        self._near: frozenset[Addr] = frozenset()
         self._checked = NEVER
         self._names_at = NEVER
         self._silent_since: float | None = None
@@ -132,6 +137,7 @@ class Discovery:
         wanted = list(dict.fromkeys(beacons))[:MAX_BEACONS]
         before = list(self._beacons)
         self._beacons = {a: self._beacons.get(a) or Beacon(a, now) for a in wanted}
+        self._near = self._nearest()
         if before != wanted:
             self._out.append(BeaconsChanged())
             self._infer()
@@ -167,8 +173,8 @@ class Discovery:
         alive.sort(key=lambda b: b.rtt if b.rtt is not None else 9.0)
         return [(b.addr, b.rtt) for b in (alive or self._beacons.values())]
 
-    def reply(self, beacon: Addr, observed: Addr, now: float) -> None:
-        """A 0x02 from `beacon`."""
+    def reply(self, beacon: Addr, observed: Addr, now: float, pace: int = 0) -> None:
+        """A 0x02 from `beacon`. pace: seconds after which it wants the next question, 0 = not told."""
         known = self._beacons.get(beacon)
         if not known or now - known.last_sent > ANSWER_S:
             return
@@ -180,7 +186,10 @@ class Discovery:
         known.last_reply = now
         known.asked = 0
         known.observed = seen
-        known.next_send = now + KEEPALIVE_S
+        known.pace = min(max(float(pace), PACE_MIN_S), KEEPALIVE_S) if pace else KEEPALIVE_S
+        if news:
+            self._near = self._nearest()
+        known.next_send = now + (known.pace if beacon in self._near else KEEPALIVE_S)
         self._silent_since = None
         if news:
             self._out.append(BeaconsChanged())
@@ -218,7 +227,8 @@ class Discovery:
             was_alive = beacon.alive
             beacon.asked += 1
             beacon.last_sent = now
-            beacon.next_send = now + RETRY_S[min(beacon.asked, len(RETRY_S)) - 1]
+            retry = RETRY_S[min(beacon.asked, len(RETRY_S)) - 1]
+            beacon.next_send = now + (min(retry, beacon.pace) if beacon.addr in self._near else retry)
             self._out.append(SendDiscover(beacon.addr, self.node))
             if was_alive and not beacon.alive:
                 self._out.append(BeaconsChanged())
@@ -234,6 +244,11 @@ class Discovery:
         """The actions since last asked, in order."""
         out, self._out = self._out, []
         return out
+
+    def _nearest(self) -> frozenset[Addr]:
+        """The beacons whose pace is kept. One that died keeps its place: it may be back any moment."""
+        order = sorted(self._beacons.values(), key=lambda b: b.rtt if b.rtt is not None else 9.0)
+        return frozenset(b.addr for b in order[:PACED])
 
     def _candidate(self) -> Addr | None:
         """The beacon to measure with next: one that answers, the farthest first, as only one outside the NAT sees it. At the

@@ -337,7 +337,7 @@ class PeerPaths:
     def _on_beacon(self, data: bytes, beacon: Addr, now: float) -> bool:
         message = wire.parse(data)
         if isinstance(message, wire.DiscoverReply):
-            self.discovery.reply(beacon, message.endpoint, now)
+            self.discovery.reply(beacon, message.endpoint, now, message.pace)
         elif isinstance(message, wire.ProbeReply):
             self.discovery.probe_reply(beacon, message, now)
         elif isinstance(message, wire.PunchCommand):
@@ -457,7 +457,7 @@ class PeerPaths:
 
     def _do_discovery(self, action: disc.DiscoveryAction, now: float) -> None:
         if isinstance(action, disc.SendDiscover):
-            self._send(action.beacon, wire.discover(action.node))
+            self._send(action.beacon, wire.paced_discover(action.node, action.beacon))
             return
         if isinstance(action, disc.SendProbe):
             self._send(action.addr, action.data)

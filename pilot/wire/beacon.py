@@ -15,6 +15,8 @@ NOTIFY_HANDSHAKE = 1  # the registry holds a relayed trust handshake for the nod
 KEY_SIZE = 32
 SIGNATURE_SIZE = 64
 MAX_SYNC = 16374  # node ids that fit one datagram with our trailer
+PACE_ASKS = b"PX\x01"  # trailer of a discover: how often shall we ask? Other beacons ignore it
+PACE_SIZE, PACE_SIZE_V6 = 12, 24  # of such a discover: no smaller than its reply
 SYNC_ASKS = b"PX\x01\x01"  # trailer: a peer of our kind shall answer with its own list; others ignore it
 PROBE_SIZE = 250
 NONCE_SIZE = 8
@@ -42,27 +44,32 @@ class BeaconType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Discover:
-    """node: own number, 0 without one. key: Ed25519 public key or None; it proves nothing by itself."""
+    """node: own number, 0 without one. key: Ed25519 public key or None; it proves nothing by itself. paced: asks how
+    often the beacon wants to be asked (docs/wire-extensions.md 7.4; not with a key)."""
 
     node: int
     key: bytes | None = None
+    paced: bool = False
 
-    def build(self) -> bytes:
-        """5 or 37 bytes."""
-        if self.key is not None and len(self.key) != KEY_SIZE:
-            raise WireError("key is not 32 bytes")
-        return _pack(">BI", BeaconType.DISCOVER, self.node) + (self.key or b"")
+    def build(self, v6: bool = False) -> bytes:
+        """5 or 37 bytes; paced 12, or 24 to a beacon with an IPv6 address (v6)."""
+        if self.key is not None and (len(self.key) != KEY_SIZE or self.paced):
+            raise WireError("key is not 32 bytes" if not self.paced else "a discover with a key has no trailer")
+        head = _pack(">BI", BeaconType.DISCOVER, self.node) + (self.key or b"")
+        return (head + PACE_ASKS).ljust(PACE_SIZE_V6 if v6 else PACE_SIZE, b"\0") if self.paced else head
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoverReply:
-    """endpoint: where the beacon saw the discover come from."""
+    """endpoint: where the beacon saw the discover come from. pace: seconds until it wants to be asked again, 0 = not told."""
 
     endpoint: Addr
+    pace: int = 0
 
     def build(self) -> bytes:
-        """8 or 20 bytes."""
-        return _pack_endpoint(BeaconType.DISCOVER_REPLY, self.endpoint)
+        """8 or 20 bytes, 4 more with a pace."""
+        plain = _pack_endpoint(BeaconType.DISCOVER_REPLY, self.endpoint)
+        return plain + PACE_ASKS + _pack(">B", self.pace) if self.pace else plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +247,11 @@ def discover(node: int) -> bytes:
     return Discover(node).build()
 
 
+def paced_discover(node: int, beacon: Addr) -> bytes:
+    """The same to a beacon that may say how often it wants to be asked."""
+    return Discover(node, paced=True).build(v6=":" in beacon[0])
+
+
 def punch_request(node: int, target: int) -> bytes:
     """Asks the beacon to introduce `node` to `target`."""
     return PunchRequest(node, target).build()
@@ -257,10 +269,10 @@ def parse(data: bytes) -> Message | None:
         return None
     kind = data[0]
     if kind in (BeaconType.DISCOVER_REPLY, BeaconType.PUNCH_COMMAND):
-        endpoint = _unpack_endpoint(data)
+        endpoint, rest = _unpack_addr(data[1:])
         if endpoint is None:
             return None
-        return DiscoverReply(endpoint) if kind == BeaconType.DISCOVER_REPLY else PunchCommand(endpoint)
+        return DiscoverReply(endpoint, _pace(rest)) if kind == BeaconType.DISCOVER_REPLY else PunchCommand(endpoint)
     if kind == BeaconType.NOTIFY:
         return Notify(data[1])
     if kind == BeaconType.PROBE:
@@ -271,7 +283,8 @@ def parse(data: bytes) -> Message | None:
         return None
     (node,) = struct.unpack_from(">I", data, 1)
     if kind == BeaconType.DISCOVER:
-        return Discover(node, data[5:37] if size >= 5 + KEY_SIZE else None)
+        key = data[5:37] if size >= 5 + KEY_SIZE else None
+        return Discover(node, key, key is None and size >= PACE_SIZE and data.startswith(PACE_ASKS, 5))
     if kind == BeaconType.DISCOVER_DST:
         return DiscoverDst(node)
     if kind == BeaconType.DELIVER:
@@ -339,8 +352,8 @@ def _pack_addr(endpoint: Addr) -> bytes:
     return bytes((len(ip),)) + ip + _pack(">H", port)
 
 
-def _unpack_endpoint(data: bytes) -> Addr | None:
-    return _unpack_addr(data[1:])[0]
+def _pace(trailer: bytes) -> int:
+    return trailer[3] if len(trailer) > 3 and trailer.startswith(PACE_ASKS) else 0
 
 
 def _unpack_addr(data: bytes) -> tuple[Addr | None, bytes]:

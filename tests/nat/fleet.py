@@ -27,6 +27,11 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 15.0, ste
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
+def environment() -> dict[str, str]:
+    """Ours without settings of the product."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("PILOT_") and k != "XDG_RUNTIME_DIR"}
+
+
 class Program:
     """One process of the product on one host, with its log."""
 
@@ -81,7 +86,7 @@ class Agent(Program):
 
     @property
     def env(self) -> dict[str, str]:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("PILOT_") and k != "XDG_RUNTIME_DIR"}
+        env = environment()
         return {**env, "PILOT_HOME": str(self.home), "PILOT_SOCKET": self.socket, "PATH": f"{BIN}:{env['PATH']}"}
 
     def begin(self) -> None:

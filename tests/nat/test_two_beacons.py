@@ -1,4 +1,4 @@
-"""Two agents behind NATs, each at a beacon of its own: the beacons introduce them, and the punch goes through."""
+"""Two agents behind NATs, each at a beacon of its own: the beacons introduce them, relay for them, and may be restarted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fleet import BIN, Agent, Fleet, Program, wait_for
+from fleet import Agent, wait_for
 from lab import Lab, Link
+from outage import RELAYED, Cluster, first_byte, flowing, kill, number
 
 pytestmark = [
     pytest.mark.netns,
@@ -22,37 +23,53 @@ KIND = "port_restricted_cone"
 
 
 @pytest.fixture
-def cluster() -> Iterator[tuple[Agent, Agent, list[Program]]]:
-    with Lab() as lab:
-        fleet = Fleet(lab)  # its beacon serves nobody here
-        hosts = [lab.public("beacon1"), lab.public("beacon2")]
-        beacons = []
-        addrs = [f"{host.ip}:9001" for host in hosts]
-        for i, host in enumerate(hosts):
-            beacon = Program(host, fleet.root / f"beacon{i}.log")
-            beacons.append(beacon)
-            beacon.spawn(str(BIN / "pilot-rendezvous"), "-beacon-only", "-beacon-addr", addrs[i], "-peers", addrs[1 - i])
-            wait_for(lambda b=beacon: b.alive() and "beacon listening" in b.log, "a beacon", 30)  # type: ignore[misc]
-        made = [
-            fleet.agent(lab.place(name, KIND, Link(delay_ms=10.0)), name, "-public", beacon=addr)
-            for name, addr in zip(("one", "two"), addrs, strict=True)
-        ]
-        yield made[0], made[1], beacons
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        yield made
 
 
 def data(agent: Agent, *args: str) -> Any:
     return json.loads(agent.ctl("--json", *args).stdout)["data"]
 
 
-def test_the_punch_is_arranged_by_both_beacons(cluster: tuple[Agent, Agent, list[Program]]) -> None:
-    a, b, beacons = cluster
-    number = str(data(b, "info")["node_id"])
-    a.ctl("ping", number, "--count", "1")
-    wait_for(lambda: data(a, "path", number)["path"]["kind"] != "relay", "a better path than the relay", 10)
-    path = data(a, "path", number)
+def test_the_punch_is_arranged_by_both_beacons(lab: Lab) -> None:
+    cluster = Cluster(lab, KIND, Link(delay_ms=10.0))
+    a, b = cluster.agents
+    peer = number(b)
+    a.ctl("ping", peer, "--count", "1")
+    wait_for(lambda: data(a, "path", peer)["path"]["kind"] != "relay", "a better path than the relay", 10)
+    path = data(a, "path", peer)
     assert path["path"]["kind"] == "hole-punched" and (path["nat"], path["peer_nat"]) == (KIND, KIND)
-    a.ctl("ping", number, "--count", "3")
-    for beacon in beacons:
+    a.ctl("ping", peer, "--count", "3")
+    for beacon in cluster.beacons:
         beacon.end()
         beacon.ended()
         assert re.findall(r"introduced=([1-9])", beacon.log), f"its counters say that it introduced somebody: {beacon.log}"
+
+
+async def test_the_restart_of_either_beacon_is_over_soon(lab: Lab) -> None:
+    """Nothing but the relay works between the two. A silent node is found by a cold dial a few seconds after its beacon is back,
+    and a stream goes on. `make bench-outages` prints the times."""
+    cluster = Cluster(lab)
+    one, two = cluster.agents
+    for turn, which in enumerate((0, 1)):
+        cluster.fleet.restart()
+        back = cluster.restart(which)
+        assert await first_byte(one, two, 2000 + turn) - back < 8.0
+        async with flowing(two, one, 2100 + turn) as flow:
+            back = cluster.restart(which)
+            assert await flow.flows(back, 8.0) < 8.0
+            assert {p["path"]["kind"] for p in await flow.paths()} == {"relay"}
+
+
+async def test_a_rendezvous_that_is_restarted_finds_its_nodes_again(lab: Lab) -> None:
+    """Registry and beacon in one process: who was silent all the time is looked up and reached."""
+    cluster = Cluster(lab)
+    fleet = cluster.fleet
+    three = fleet.agent(lab.place("three", RELAYED), "three", "-public")
+    four = fleet.agent(lab.place("four", RELAYED), "four", "-public")
+    kill(fleet.rendezvous)
+    fleet.rendezvous.log_path.unlink()
+    fleet.start_rendezvous()
+    wait_for(lambda: three.ctl("ping", "four", "--count", "1", check=False).returncode == 0, "the two meet", 12)
+    assert data(four, "info")["registered"]

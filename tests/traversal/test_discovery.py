@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from pilot.traversal.discovery import (
     BeaconsChanged,
     Discovery,
@@ -77,6 +79,32 @@ def test_beacon_dies_and_comes_back() -> None:
     assert died is not None and died - 20.02 < 2.5
     machine.reply(ONE, OUTSIDE, now)
     assert {a for a, _ in machine.usable()} == {ONE, TWO}
+
+
+def test_a_beacon_that_tells_a_pace_is_asked_so_often_and_no_others() -> None:
+    """Its restart, whenever it comes and however long it takes, costs at most a pace and a round trip."""
+    far = [(f"192.0.2.{i}", 9001) for i in range(1, 5)]
+    machine = started(*far, ONE)
+    machine.take()
+    machine.reply(ONE, OUTSIDE, 0.01, pace=4)
+    for i, beacon in enumerate(far):
+        machine.reply(beacon, OUTSIDE, 0.1 + i / 100, pace=3)
+    now, asked = 0.2, []
+    while (at := machine.deadline()) is not None and at < 40.0:
+        now = max(at, now)
+        machine.tick(now)
+        for action in machine.take():
+            if isinstance(action, SendDiscover):
+                asked.append((now, action.beacon))
+                machine.reply(action.beacon, OUTSIDE, now + 0.01, pace=4 if action.beacon == ONE else 3)
+    times = {beacon: [t for t, b in asked if b == beacon] for beacon in (ONE, *far)}
+    assert len(times[ONE]) == 9 and len(times[far[0]]) == len(times[far[1]]) == 13
+    assert [len(times[b]) for b in far[2:]] == [1, 1], "the farther ones keep to 20 s"
+
+    gone = [t for t, a in run(machine, 100.0, now) if a.beacon == ONE]
+    assert max(b - a for a, b in pairwise(gone)) <= 4.0, "it may be back any moment"
+    machine.reply(ONE, OUTSIDE, gone[-1] + 0.01)
+    assert [t for t, a in run(machine, gone[-1] + 20.0, gone[-1]) if a.beacon == ONE] == [], "it tells no pace any more"
 
 
 def test_names_are_resolved_again_when_nothing_answers() -> None:

@@ -31,10 +31,12 @@ def with_names(data: bytes) -> dict[str, Any]:
     kind, node, target, body = beacon.BeaconType(fields["type"]), fields["node"], fields["target"], fields["body"]
     match kind:
         case beacon.BeaconType.DISCOVER:
-            return {"node": node, "key": body[:32] if len(body) >= 32 else None}
+            return {"node": node, "key": body[:32] if len(body) >= 32 else None, "paced": False}
         case beacon.BeaconType.DISCOVER_DST:
             return {"node": node}
-        case beacon.BeaconType.DISCOVER_REPLY | beacon.BeaconType.PUNCH_COMMAND:
+        case beacon.BeaconType.DISCOVER_REPLY:
+            return {"endpoint": fields["endpoint"], "pace": 0}
+        case beacon.BeaconType.PUNCH_COMMAND:
             return {"endpoint": fields["endpoint"]}
         case beacon.BeaconType.PUNCH_REQUEST:
             grant = beacon.PunchGrant(int.from_bytes(body[:8], "big"), body[8:72]) if len(body) >= 72 else None
@@ -93,6 +95,15 @@ def test_discover_reply_is_where_the_question_came_from(row: dict) -> None:
     endpoint = (host.strip("[]"), int(port))
     assert beacon.parse(bytes.fromhex(row["reply_hex"])) == beacon.DiscoverReply(endpoint)
     assert beacon.DiscoverReply(endpoint).build().hex() == row["reply_hex"]
+
+
+@pytest.mark.parametrize(("own", "beacon_ip", "size"), [("203.0.113.9", "198.51.100.1", 12), ("2001:db8::9", "2001:db8::1", 24)])
+def test_a_reply_with_a_pace_is_as_large_as_its_question(own: str, beacon_ip: str, size: int) -> None:
+    question = beacon.paced_discover(7, (beacon_ip, 9001))
+    assert question[:5] == beacon.discover(7) and beacon.parse(question) == beacon.Discover(7, paced=True)
+    reply = beacon.DiscoverReply((own, 40000), 3)
+    assert len(question) == len(reply.build()) == size and beacon.parse(reply.build()) == reply
+    assert beacon.parse(reply.build()[:-1]) == beacon.DiscoverReply((own, 40000)), "half a trailer is none"
 
 
 def test_relay_becomes_deliver() -> None:

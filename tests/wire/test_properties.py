@@ -50,7 +50,8 @@ endpoints = st.tuples(hosts, u16)
 payloads = st.binary(max_size=60)
 messages: st.SearchStrategy[beacon.Message] = st.one_of(
     st.builds(beacon.Discover, u32, st.none() | st.binary(min_size=32, max_size=32)),
-    st.builds(beacon.DiscoverReply, endpoints),
+    st.builds(beacon.Discover, u32, st.none(), st.booleans()),
+    st.builds(beacon.DiscoverReply, endpoints, u8),
     st.builds(
         beacon.PunchRequest, u32, u32, st.none() | st.builds(beacon.PunchGrant, u64, st.binary(min_size=64, max_size=64))
     ),
