@@ -25,6 +25,8 @@ class NatType(Enum):
 NAT_CODES = tuple(NatType)  # a node tells its own as the index: docs/wire-extensions.md 1, record 6
 UNFILTERED = frozenset({NatType.OPEN, NatType.FULL_CONE})  # strangers' packets arrive without a punch
 
+FILTERED = frozenset({NatType.RESTRICTED_CONE, NatType.PORT_RESTRICTED_CONE, NatType.SYMMETRIC})
+
 
 class Scope(Enum):
     """How far an address reaches."""

@@ -7,20 +7,22 @@ from collections.abc import Iterable
 
 from pilot.traversal.candidates import Candidate, Source, Tier
 from pilot.traversal.decisions import DIRECT, LAN, PUNCHED, RELAY, Addr, Decision, Step, connected_text
-from pilot.traversal.nat import UNFILTERED, NatType
+from pilot.traversal.nat import FILTERED, UNFILTERED, NatType, Scope, scope
 
 HISTORY = 64
 
 
 def kind_of(path: Candidate, own: NatType, peer: NatType) -> str:
-    """The name of a path. Direct or punched: told by the NATs where known, else by whether a punch came
-    first."""
+    """The name of a path. Direct or punched: told by the NATs where both are known, else by whether a punch came
+    first. A punch may also have been arranged for the other side alone, or for an earlier life of this one."""
     if path.relay:
         return RELAY
     if path.tier is Tier.LAN:
         return LAN
     if own in UNFILTERED or peer in UNFILTERED:
         return DIRECT
+    if own in FILTERED and peer in FILTERED and scope(path.addr[0]) is Scope.PUBLIC:
+        return PUNCHED
     return PUNCHED if path.punched else DIRECT
 
 

@@ -189,6 +189,18 @@ def test_punched_path_is_called_so() -> None:
     assert d.machine.kind == "direct", "an open peer needed no punch"
 
 
+@pytest.mark.parametrize("own", [NatType.RESTRICTED_CONE, NatType.PORT_RESTRICTED_CONE, NatType.SYMMETRIC])
+def test_a_path_between_two_filters_was_punched_though_the_command_came_to_an_earlier_life(own: NatType) -> None:
+    d = Driver()
+    d.machine.own_nat, d.machine.peer_nat = own, NatType.PORT_RESTRICTED_CONE
+    d.answers[(PEER, False)] = 0.02
+    d.start()
+    d.run(1.0)
+    assert d.machine.kind == "hole-punched"
+    d.machine.own_nat = NatType.FULL_CONE
+    assert d.machine.kind == "direct"
+
+
 def test_relay_only_peer_is_never_punched_or_probed() -> None:
     d = Driver()
     d.answers[(BEACON, True)] = 0.04
