@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages
+.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-c       C unit tests             make test-asan  the same under ASan and UBSan"
 	@echo "make test-python  Python tests             make fuzz       each fuzz target for FUZZ_SECONDS (10)"
 	@echo "make interop      the published programs with ours, every operation and role"
+	@echo "make nat-report   connections through every pair of NATs, measured (root, half an hour; ROUNDS, CELLS, PARTS)"
 	@echo "make lint         ruff and mypy            make wheel      sdist and wheel, tried outside the tree"
 	@echo "make bench        the benchmark suite (root, 20 minutes), results in bench/results; make bench-quick: 3 minutes"
 	@echo "make bench-check  the quick suite against the committed ratios to the reference loop (bench/baseline.json)"
@@ -58,6 +59,12 @@ interop:
 bench-outages: test-setup
 	$(VENV)/bin/python bench/net/outages.py restart
 	$(VENV)/bin/python bench/net/outages.py blocked
+
+# Needs root. The table goes to the terminal, to report.md and, with every single value, to results.json.
+nat-report: test-setup
+	@mkdir -p $(BUILD)/nat-report
+	cd $(BUILD)/nat-report && "$(abspath $(VENV))/bin/python" "$(CURDIR)/tests/nat/report.py" --out "$(abspath $(BUILD))/nat-report" \
+	  --rounds "$(or $(ROUNDS),20)" --cells "$(CELLS)" --parts "$(PARTS)"
 
 lint: test-setup
 	$(VENV)/bin/ruff check pilot tests bench

@@ -107,7 +107,8 @@ class Agent(Program):
 class Fleet:
     """Everything of the product that runs in one laboratory. Processes end with the laboratory."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, second_address: bool = False) -> None:
+        """second_address: the beacon has one more, which it needs to tell a full cone from a restricted one."""
         self.lab = lab
         self.root = lab.tmp / "fleet"
         self.root.mkdir()
@@ -115,13 +116,15 @@ class Fleet:
         self.host = lab.public("rendezvous")
         self.registry = f"{self.host.ip}:{REGISTRY_PORT}"
         self.beacon = f"{self.host.ip}:{BEACON_PORT}"
+        self.alt = lab.second_address(self.host) if second_address else ""
         self.rendezvous = Program(self.host, self.root / "rendezvous.log")
         self.start_rendezvous()
 
     def start_rendezvous(self) -> None:
+        more = ("-beacon-alt-addr", self.alt) if self.alt else ()
         self.rendezvous.spawn(
             str(BIN / "pilot-rendezvous"), "-registry-addr", self.registry, "-beacon-addr", self.beacon,
-            "-store", str(self.root / "registry.db"), "-network", "1", "-registration-rate", "100000",
+            "-store", str(self.root / "registry.db"), "-network", "1", "-registration-rate", "100000", *more,
         )  # fmt: skip
         wait_for(lambda: self.rendezvous.alive() and "beacon listening" in self.rendezvous.log, "the rendezvous", 30)
 

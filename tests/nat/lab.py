@@ -309,11 +309,22 @@ class Lab:
         self.core.ip_cmd("route", "del", f"{old}/32", "dev", core_if)
         self.core.ip_cmd("route", "add", f"{new}/32", "dev", core_if)
 
+    def wall(self, *addresses: str) -> None:
+        """No UDP passes between these public addresses, as if their providers had quarrelled; none: it passes again."""
+        self.core.nft("table ip wall\ndelete table ip wall\n" + (nftrules.wall(addresses) if addresses else ""))
+
     def public(self, name: str, link: Link | None = None) -> Host:
         ip = self.next_public_ip()
         host = Host(self, name, ip)
         self.uplink(host, "eth0", ip, link or Link())
         return host
+
+    def second_address(self, host: Host) -> str:
+        """One more public address for a host on the internet."""
+        ip = self.next_public_ip()
+        host.ip_cmd("addr", "add", f"{ip}/32", "dev", "eth0")
+        self.core.ip_cmd("route", "add", f"{ip}/32", "dev", self._uplinks[host.name])
+        return ip
 
     def place(self, name: str, kind: str, link: Link | None = None, **options: Any) -> Host:
         """A host on the internet in the way of `kind`: one of nftrules.KINDS, or DOUBLE. options: of `site`."""

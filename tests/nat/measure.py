@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import math
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -140,12 +142,14 @@ class Opening:
         return max(self.kinds, key=("lan", "direct", "hole-punched", "relay", "").index, default="")
 
 
-async def open_cold(dialler: Agent, acceptor: Agent, port: int, seconds: float) -> Opening:
-    """Dials and sends for `seconds`."""
+async def open_cold(dialler: Agent, acceptor: Agent, port: int, seconds: float, best: str, patience: float) -> Opening:
+    """Dials and sends for `seconds`, and up to `patience` more while a direction is not on the kind of path named `best`."""
     result = Opening()
     try:
         async with Flow(dialler, acceptor, port) as flow:
             await asyncio.sleep(flow.dialled + seconds - time.monotonic())
+            with contextlib.suppress(AssertionError):  # the kinds found in the end say it
+                await flow.settles({best}, patience)
             paths, now = await flow.paths(), time.monotonic()
     except (Exception, asyncio.CancelledError) as error:
         result.fault = f"{dialler.name} to {acceptor.name}: {error!r}"
@@ -158,3 +162,8 @@ async def open_cold(dialler: Agent, acceptor: Agent, port: int, seconds: float) 
     if not {"relay", ""} & set(result.kinds) and all(turns):
         result.direct = now - flow.dialled - min(min(t) for t in turns)
     return result
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The smallest of the values that a share `q` of them does not exceed (nearest rank)."""
+    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]

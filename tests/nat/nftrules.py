@@ -143,6 +143,19 @@ table ip deaf {{
 """
 
 
+def wall(addresses: Iterable[str]) -> str:
+    """Table `wall`: no UDP among these addresses."""
+    among = ", ".join(addresses)
+    return f"""
+table ip wall {{
+  chain forward {{
+    type filter hook forward priority 0;
+    meta l4proto udp ip saddr {{ {among} }} ip daddr {{ {among} }} drop
+  }}
+}}
+"""
+
+
 def _counting() -> str:
     """numgen gives an index; masquerade wants a port."""
     return ", ".join(f"{i} : {FIRST_PORT + i}" for i in range(LAST_PORT - FIRST_PORT))

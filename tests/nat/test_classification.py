@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fleet import BIN, Agent, Fleet, Program, wait_for
-from lab import DOUBLE, Host, Lab, Link
+from lab import DOUBLE, Lab, Link
 
 pytestmark = [
     pytest.mark.netns,
@@ -27,26 +27,6 @@ DELAY_MS = 10.0
 LISTEN = ("-listen", ":4000")  # a fixed port: a restarted daemon meets the mapping of its former life
 
 
-def second_address(lab: Lab, host: Host) -> str:
-    """One more public address for a host on the internet."""
-    ip = lab.next_public_ip()
-    host.ip_cmd("addr", "add", f"{ip}/32", "dev", "eth0")
-    lab.core.ip_cmd("route", "add", f"{ip}/32", "dev", lab._uplinks[host.name])
-    return ip
-
-
-class TwoAddresses(Fleet):
-    """Its beacon has another address."""
-
-    def start_rendezvous(self) -> None:
-        self.alt = second_address(self.lab, self.host)
-        self.rendezvous.spawn(
-            str(BIN / "pilot-rendezvous"), "-registry-addr", self.registry, "-beacon-addr", self.beacon,
-            "-beacon-alt-addr", self.alt, "-network", "1", "-registration-rate", "100000",
-        )  # fmt: skip
-        wait_for(lambda: self.rendezvous.alive() and "beacon listening" in self.rendezvous.log, "the rendezvous", 30)
-
-
 def info(agent: Agent) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(agent.ctl("--json", "info").stdout)["data"]
     return found
@@ -57,9 +37,9 @@ def nat_is(agent: Agent, expected: str, seconds: float = 5.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[TwoAddresses]:
+def fleet() -> Iterator[Fleet]:
     with Lab() as lab:
-        fleet = TwoAddresses(lab)
+        fleet = Fleet(lab, second_address=True)
         for i, kind in enumerate(KINDS):
             host = lab.place(f"s{i}", kind, Link(delay_ms=DELAY_MS))
             fleet.agent(host, kind, "-public", *LISTEN, start=False).begin()
@@ -69,7 +49,7 @@ def fleet() -> Iterator[TwoAddresses]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_named(fleet: TwoAddresses, kind: str) -> None:
+def test_every_kind_is_named(fleet: Fleet, kind: str) -> None:
     agent, expected = fleet.agents[kind], CLASS.get(kind, kind)
     said = info(agent)
     assert said["nat_type"] == expected, "known as soon as the daemon can be asked"
@@ -78,7 +58,7 @@ def test_every_kind_is_named(fleet: TwoAddresses, kind: str) -> None:
     assert f"NAT type: {line}" in agent.log
 
 
-def test_a_daemon_started_again_on_the_same_port_says_the_same(fleet: TwoAddresses) -> None:
+def test_a_daemon_started_again_on_the_same_port_says_the_same(fleet: Fleet) -> None:
     """The NAT still lets in what the former daemon had asked for."""
     before = {kind: info(agent)["endpoint"] for kind, agent in fleet.agents.items()}
     fleet.restart()
@@ -88,7 +68,7 @@ def test_a_daemon_started_again_on_the_same_port_says_the_same(fleet: TwoAddress
             assert info(agent)["endpoint"] == before[kind], "the same mapping: otherwise this test shows nothing"
 
 
-def test_a_peer_is_told(fleet: TwoAddresses) -> None:
+def test_a_peer_is_told(fleet: Fleet) -> None:
     a, b = fleet.agents["restricted_cone"], fleet.agents["symmetric"]
     theirs = str(info(b)["node_id"])
     a.ctl("handshake", theirs, "test")
@@ -102,7 +82,7 @@ def test_a_peer_is_told(fleet: TwoAddresses) -> None:
     assert (path["nat"], path["peer_nat"]) == ("symmetric", "restricted_cone")
 
 
-def test_measured_again_when_the_network_changes(fleet: TwoAddresses) -> None:
+def test_measured_again_when_the_network_changes(fleet: Fleet) -> None:
     """A laptop moves from one kind of NAT to another: same host, the router is replaced."""
     agent = fleet.agents["full_cone"]
     site = next(s for s in fleet.lab.sites if agent.host in s.hosts)
@@ -113,7 +93,7 @@ def test_measured_again_when_the_network_changes(fleet: TwoAddresses) -> None:
     nat_is(agent, "symmetric", 20)
 
 
-def test_a_fixed_endpoint_is_not_discovered(fleet: TwoAddresses) -> None:
+def test_a_fixed_endpoint_is_not_discovered(fleet: Fleet) -> None:
     host = fleet.lab.public("fixed")
     agent = fleet.agent(host, "fixed", "-endpoint", f"{host.ip}:4000", *LISTEN)
     said = info(agent)
@@ -122,7 +102,7 @@ def test_a_fixed_endpoint_is_not_discovered(fleet: TwoAddresses) -> None:
     assert "STUN: discovered" not in agent.log and "Registered with fixed endpoint (STUN skipped)" in agent.log
 
 
-def test_one_address_tells_what_it_can(fleet: TwoAddresses) -> None:
+def test_one_address_tells_what_it_can(fleet: Fleet) -> None:
     """A beacon without another address cannot tell full from address-restricted: the stricter is said."""
     lab = fleet.lab
     host = lab.public("single")
@@ -149,7 +129,7 @@ while True:
 """
 
 
-def test_a_foreign_beacon_leaves_it_unknown(fleet: TwoAddresses) -> None:
+def test_a_foreign_beacon_leaves_it_unknown(fleet: Fleet) -> None:
     host = fleet.lab.public("foreign")
     beacon = Program(host, fleet.root / "foreign.log")
     beacon.spawn(shutil.which("python3") or "python3", "-c", FOREIGN, host.ip)
