@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import goals
-import micro
 import pages
+from micro import operations
 from net import machine, scenarios
 from net.record import Plan, Record
 from table import paths, published
@@ -38,7 +38,7 @@ PARTS: dict[str, Callable[[Record, Plan], None]] = {
     "wide": paths.wide,
     "fair": paths.fair,
     "idle": scenarios.idle,
-    "micro": micro.run,
+    "micro": operations.run,
 }
 QUICK = ("direct", "software", "relayed", "across", "loopback", "micro")
 SMOKE = ("software", "across")

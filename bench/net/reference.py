@@ -27,7 +27,7 @@ def compile_c(source: Path, sources: tuple[str, ...]) -> Path:
     if not target.exists():
         compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
         partial = target.with_suffix(f".{os.getpid()}")
-        argv = [compiler, "-O3", "-D_GNU_SOURCE", f"-I{CSRC}", *map(str, parts), "-lcrypto", "-o", str(partial)]
+        argv = [compiler, "-O3", "-D_GNU_SOURCE", f"-I{CSRC}", *map(str, parts), "-lcrypto", "-lm", "-o", str(partial)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(f"{source.name}: {done.stderr[-400:]}")
