@@ -69,7 +69,7 @@ class LocalSocket:
         from pilot.errors import PilotError
 
         try:
-            self.datagrams.recv(timeout)
+            self.datagrams.receive(timeout)
         except PilotError as error:
             if error.code != "timeout":
                 raise

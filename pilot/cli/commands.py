@@ -117,8 +117,10 @@ COMMANDS: dict[str, Command] = {
         "measure.traceroute", ("<target>", _TIMEOUT), "set-up time and three round trips",
         "target, setup_ms, rtt_samples: rtt_ms, bytes; path, encrypted"),
     "bench": Command(
-        "measure.bench", ("<target>", "[<size_mb>]", _TIMEOUT, _TRUST), "throughput through the echo service",
-        "target, sent_bytes, recv_bytes, send_duration_ms, total_duration_ms, send_mbps, total_mbps, complete"),
+        "bench.bench",
+        ("<target>", "[<size_mb>]", "[--one-way]", "[--duration <duration>]", "[--streams <n>]", "[--latency]", _TIMEOUT, _TRUST),
+        "throughput through the echo service, or one way",
+        "target, mode, streams, sent_bytes, recv_bytes, send_duration_ms, total_duration_ms, send_mbps, total_mbps, complete"),
     # networks
     "network list": Command("networks.list_networks", (), "networks of the registry", "networks: id, name, join_rule, members"),
     "network join": Command("networks.join", ("<network>", "[--token <token>]"), "join a network", "the registry's reply"),

@@ -1,4 +1,4 @@
-"""ping, traceroute, bench: the echo service of a peer, port 7 (cli.md section 6)."""
+"""ping, traceroute: the echo service of a peer, port 7 (cli.md section 6)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import time
 from time import monotonic
 from typing import Any
 
-from pilot.cli.args import usage
-from pilot.cli.output import millis, seconds, size
-from pilot.cli.progress import Bar
+from pilot.cli.output import millis
 from pilot.cli.session import Session, Target
 from pilot.errors import PilotError
 from pilot.sdk.streams import Connection
@@ -16,9 +14,6 @@ from pilot.sdk.streams import Connection
 ECHO = 7
 PAUSE = 1.0
 PROBE_TIMEOUT = 30.0
-PIECE = 256 << 10
-PATTERN = bytes(range(256)) * ((PIECE + 256) // 256)  # the byte at position i is i mod 256
-MAX_BENCH_MB = 1 << 20
 
 
 def ping(s: Session) -> int:
@@ -118,84 +113,3 @@ def traceroute(s: Session) -> int:
         lines.append(f"  No reply: {data['error']}")
     s.out.done(data, "\n".join(lines))
     return 0 if samples else 1
-
-
-def bench(s: Session) -> int:
-    """Sends a pattern to the echo service and checks every byte that comes back. 1 if not all did."""
-    s.args.need("target")
-    try:
-        megabytes = float(s.args.at(1, "1"))
-    except ValueError:
-        megabytes = 0.0
-    if not 0 < megabytes <= MAX_BENCH_MB:
-        raise usage(f"size_mb: want a number of megabytes above 0, got {s.args.at(1)}")
-    total = max(1, int(megabytes * (1 << 20)))
-    timeout = s.args.duration("timeout", 120.0)
-    target = s.dial_target()
-    s.out.line(f"BENCH {target.label} — sending {size(total)} via echo port")
-    with s.dial(target, ECHO, PROBE_TIMEOUT) as conn, Bar("bench", total, s.out.json) as bar:
-        sent, got, sent_s, total_s, error = _pump(s, conn, total, timeout, bar)
-    data = {
-        "target": str(target.address),
-        "sent_bytes": sent,
-        "recv_bytes": got,
-        "send_duration_ms": round(sent_s * 1e3, 3),
-        "total_duration_ms": round(total_s * 1e3, 3),
-        "send_mbps": sent / (1 << 20) / max(sent_s, 1e-9),
-        "total_mbps": got / (1 << 20) / max(total_s, 1e-9),
-        "complete": got == total,
-    }
-    state = s.path(target.address.node)
-    data |= {"path": state.kind or None, "encrypted": state.encrypted}
-    if error:
-        data["error"] = error
-    lines = [
-        f"  Sent:     {_rate(sent, sent_s)}",
-        f"  Echoed:   {_rate(got, total_s)}{f' ({state})' if str(state) else ''}",
-    ]
-    if error:
-        lines.append(f"  Incomplete: {error}")
-    s.out.done(data, "\n".join(lines))
-    return 0 if got == total else 1
-
-
-def _rate(count: int, took: float) -> str:
-    per_second = count / max(took, 1e-9)
-    return f"{size(count)} in {seconds(took)} ({size(per_second)}/s, {per_second * 8 / 1e6:.0f} Mbit/s)"
-
-
-def _pump(
-    s: Session, conn: Connection, total: int, timeout: float, bar: Bar
-) -> tuple[int, int, float, float, str]:
-    """(sent, received, seconds to send, seconds in all, "" or why it ended early)."""
-    started = monotonic()
-    sent = got = 0
-    sent_at = started
-    pattern = memoryview(PATTERN)
-    try:
-        while got < total:
-            put = 0
-            if sent < total:
-                at = sent % 256
-                put = conn.try_write(pattern[at : at + min(PIECE, total - sent)])
-                sent += put
-                sent_at = monotonic()
-            data = conn.try_read(PIECE)
-            if data:
-                at = got % 256
-                if data != pattern[at : at + len(data)]:
-                    return sent, got, sent_at - started, monotonic() - started, "the echo differs from what was sent"
-                got += len(data)
-                bar.update(got)
-            elif conn.ended:
-                return sent, got, sent_at - started, monotonic() - started, "the peer closed the stream"
-            elif not put:
-                rest = timeout - (monotonic() - started)
-                if rest <= 0:
-                    return sent, got, sent_at - started, monotonic() - started, f"not done within {timeout:g}s"
-                s.client.wait(writable=sent < total, timeout=min(rest, 1.0))
-    except PilotError as e:
-        if e.code == "not_running":
-            raise
-        return sent, got, sent_at - started, monotonic() - started, e.message
-    return sent, got, sent_at - started, monotonic() - started, ""

@@ -58,7 +58,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("max-conns-total", parse_count, "65536", "open streams in total"),
     Flag("congestion", one_of("bbr", "cubic"), "bbr", "congestion control: bbr or cubic"),
     Flag("max-segment", parse_count, "8192", "largest stream segment, 1152 to 65000 bytes"),
-    Flag("no-echo", parse_bool, "false", "do not run the echo service (port 7)"),
+    Flag("no-echo", parse_bool, "false", "do not run the echo service (port 7) and the counter (port 9)"),
     Flag("no-dataexchange", parse_bool, "false", "do not receive files and messages (port 1001)"),
     Flag("no-eventstream", parse_bool, "false", "do not run the event broker (port 1002)"),
     Flag("dataexchange-b64", parse_bool, "false", "store every message as base64 in the inbox"),

@@ -40,6 +40,7 @@ from pilot.daemon.rotation import Rotation
 from pilot.daemon.whereabouts import Whereabouts
 from pilot.errors import PilotError
 from pilot.registry.client import RegistryClient
+from pilot.services import counter
 from pilot.services.dataexchange import DataExchange
 from pilot.services.eventstream import EventStream
 from pilot.services.stream import StreamHub
@@ -230,6 +231,7 @@ class Node:
         self.trust.start(self.node_id)
         if not self.config.no_echo:
             self.plane.listen(ECHO_PORT, OWNER_ECHO)
+            counter.start(self.hub)
         if not self.config.no_dataexchange:
             self._exchange = DataExchange(
                 self.config.home,

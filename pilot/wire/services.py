@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pilot.wire.errors import WireError
 
+PORT_COUNTER = 9
 PORT_EXCHANGE = 1001
 PORT_EVENTS = 1002
 

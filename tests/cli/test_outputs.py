@@ -232,6 +232,65 @@ def test_bench(run, node: FakeNode) -> None:
     assert re.fullmatch(r"  Echoed:   10\.2 KB in \S+s \(\S+ \S+/s, \d+ Mbit/s\) \(hole-punched, encrypted\)", lines[2])
 
 
+def test_bench_one_way_counts_at_the_peer(run, node: FakeNode) -> None:
+    data = run("--json", "bench", "9", "4", "--one-way", "--streams", "3").data
+    assert (data["mode"], data["streams"], data["complete"]) == ("one-way", 3, True)
+    assert (data["sent_bytes"], data["recv_bytes"]) == (4 << 20, 4 << 20)
+    lines = run("bench", "home-agent-2", "0.01", "--one-way", "--streams", "2").out.splitlines()
+    assert lines[0] == f"BENCH home-agent-2 ({ADDRESS}) — sending 10.2 KB one way, 2 streams"
+    assert re.fullmatch(r"  Counted:  10\.2 KB in \S+s \(\S+ \S+/s, \d+ Mbit/s\) \(hole-punched, encrypted\)", lines[2])
+
+
+def test_bench_for_a_time_with_latency_beside(run, node: FakeNode) -> None:
+    data = run("--json", "bench", "9", "--duration", "300ms", "--latency").data
+    assert (data["mode"], data["complete"]) == ("echo", True)
+    assert data["sent_bytes"] == data["recv_bytes"] > 0
+    assert data["send_duration_ms"] < data["total_duration_ms"] < 30_000
+    for when in ("idle", "loaded"):
+        times = data["latency"][when]
+        assert times["count"] > 0 and 0 < times["p50_ms"] <= times["p99_ms"]
+    lines = run("bench", "9", "--duration", "50ms", "--latency").out.splitlines()
+    assert lines[0].endswith("— sending for 50ms via echo port")
+    assert re.fullmatch(r"  Latency:  \S+ idle \(p99 \S+\), \S+ under load \(p99 \S+\)", lines[3])
+
+
+def test_bench_one_way_needs_a_peer_that_counts(run, home: Path) -> None:
+    def script(peer: Peer) -> None:
+        while True:
+            code, _ = peer.frame()
+            if code == 0x0F:
+                peer.send(frame(0x10, b'{"trusted":true}'))
+            elif code == 0x03:
+                peer.send(error("connection refused"))
+            elif code == 0x0D:
+                peer.send(frame(0x0E, b"{}"))
+
+    with Scripted(home / "p.sock", script):
+        ran = run("--json", "bench", "9", "--one-way")
+    assert (ran.status, ran.error["code"]) == (1, "not_supported")
+    assert "--one-way" in ran.error["hint"]
+
+
+def test_bench_notices_a_count_that_is_too_high(run, home: Path) -> None:
+    def script(peer: Peer) -> None:
+        while True:
+            code, body = peer.frame()
+            if code == 0x0F:
+                peer.send(frame(0x10, b'{"trusted":true}'))
+            elif code == 0x03:
+                peer.send(frame(0x04, b"\0\0\0\1"))
+            elif code == 0x06:
+                peer.send(frame(0x07, body[:4] + (1 << 40).to_bytes(8, "big")))
+            elif code == 0x60:
+                peer.send(error("unknown command: 0x60"))
+            elif code == 0x0D:
+                peer.send(frame(0x0E, b"{}"))
+
+    with Scripted(home / "p.sock", script):
+        ran = run("--json", "bench", "9", "1", "--one-way")
+    assert (ran.status, ran.data["complete"], ran.data["error"]) == (1, False, "the peer counts more than was sent")
+
+
 def test_bench_notices_wrong_bytes_and_early_ends(run, home: Path) -> None:
     def script(peer: Peer, wrong: bool) -> None:
         while True:

@@ -59,7 +59,7 @@ async def test_info_has_the_fields_of_both_generations(world: World) -> None:
     info = await client.ask(rq.Info())
     assert info.keys() >= INFO_FEB | INFO_LATER
     assert (info["node_id"], info["address"], info["hostname"]) == (1, "1:0001.0000.0001", "alpha")
-    assert info["encrypt"] is True and info["identity"] is True and info["ports"] == 4
+    assert info["encrypt"] is True and info["identity"] is True and info["ports"] == 5
     own = show(agent.node.plane.local_addr)
     assert info["startup"] == [
         f"STUN: discovered public endpoint {own}", "NAT type: none (open internet or local network)",

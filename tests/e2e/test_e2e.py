@@ -48,13 +48,16 @@ def test_two_agents_meet_and_talk(pair: tuple[Agent, Agent]) -> None:
         results = x.json("ping", y.name, "--count", "3")["results"]
         assert len(results) == 3 and all(r["rtt_ms"] > 0 for r in results)
     waiting = background(b, "--json", "recv", "1000", "--count", "1", "--timeout", "20s")
-    wait_for(lambda: b.json("info")["ports"] == 5, "port 1000 is bound")
+    wait_for(lambda: b.json("info")["ports"] == 6, "port 1000 is bound")
     a.ctl("connect", b.name, "--message", SECRET.decode())
     out, err = waiting.communicate(timeout=30)
     assert json.loads(out)["data"]["messages"][0]["data"] == SECRET.decode(), err
     bench = a.json("bench", b.name, "16")
     assert bench["complete"] is True and bench["sent_bytes"] == bench["recv_bytes"] == 16 << 20
     assert a.json("path", b.name)["path"]["kind"] == "direct"
+    one_way = a.json("bench", b.name, "--one-way", "--duration", "0.5s", "--streams", "4", "--latency")
+    assert one_way["complete"] is True and one_way["sent_bytes"] == one_way["recv_bytes"] > 1 << 20
+    assert one_way["latency"]["idle"]["count"] > 0 and one_way["latency"]["loaded"]["count"] > 0
 
 
 def test_strangers_get_nothing(net: Cluster) -> None:

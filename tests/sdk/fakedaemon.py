@@ -144,8 +144,8 @@ PATH: dict[str, Any] = {
 
 
 class FakeNode(Scripted):
-    """A node with a peer 9 named home-agent-2. Behaviour by port of the peer: 7 echoes, 1000 answers `got: ...`, 1001 and 1002
-    are the services, 10 takes everything and says nothing, 11 closes after the first bytes, others refuse."""
+    """A node with a peer 9 named home-agent-2. Behaviour by port of the peer: 7 echoes, 9 counts, 1000 answers `got: ...`, 1001
+    and 1002 are the services, 10 takes everything and says nothing, 11 closes after the first bytes, others refuse."""
 
     def __init__(self, path: Path) -> None:
         self.info = INFO | {"peer_list": [dict(PEER_ROW)]}
@@ -188,6 +188,7 @@ class FakeNode(Scripted):
         port = struct.unpack(">H", body[6:8])[0]
         service = {
             7: lambda data: [data],
+            9: self._counter(),
             10: lambda data: [],
             11: lambda data: [b""],
             1000: lambda data: [b"got: " + data],
@@ -201,6 +202,16 @@ class FakeNode(Scripted):
         conns[self._next] = service
         self.info["conn_list"] = [{**CONN_ROW, "id": self._next, "remote_port": port}]
         peer.send(frame(0x04, struct.pack(">I", self._next)))
+
+    def _counter(self) -> Callable[[bytes], list[bytes]]:
+        total = 0
+
+        def feed(data: bytes) -> list[bytes]:
+            nonlocal total
+            total += len(data)
+            return [total.to_bytes(8, "big")]
+
+        return feed
 
     def _exchange(self) -> Callable[[bytes], list[bytes]]:
         reader = FrameReader()

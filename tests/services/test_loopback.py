@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pilot._core import CAP_NOCRC, CAP_STREAM_OPTS, DataPlane
 from pilot.errors import PilotError
+from pilot.services import counter
 from pilot.services.dataexchange import DataExchange
 from pilot.services.eventstream import EventStream
 from pilot.services.stream import OverlayStream, StreamHub
@@ -118,6 +119,20 @@ async def test_a_file_and_a_message(nodes: tuple[Node, Node], tmp_path: Path) ->
     stream.close()
     await b.hub.close()
     await exchange.close()
+
+
+async def test_the_counter_says_how_much_came(nodes: tuple[Node, Node]) -> None:
+    a, b = nodes
+    introduce(a, b)
+    counter.start(b.hub)
+    stream = await a.hub.dial(2, wire.PORT_COUNTER)
+    for sent, size in ((1, 1), ((10 << 20) + 1, 10 << 20)):
+        await stream.write(bytes(size))
+        answers = b""
+        async with asyncio.timeout(LIMIT_S):
+            while int.from_bytes(answers[-8:], "big") != sent or len(answers) % 8:
+                answers += await stream.read()
+    stream.close()
 
 
 async def test_strangers_reach_the_handshake_and_nothing_else(nodes: tuple[Node, Node], tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""Counter, port 9: takes whatever comes and says how much it was, for one-way measurements (wire-extensions.md section 8).
+
+A reader that keeps up answers often and briefly; one that does not is slowed down by its own unread answers.
+"""
+
+from __future__ import annotations
+
+from pilot.services.stream import OverlayStream, StreamHub
+from pilot.wire.services import PORT_COUNTER
+
+READ_BYTES = 1 << 20
+SAY_BYTES = 4 << 20  # a count at the latest after so many bytes
+
+
+def start(hub: StreamHub) -> None:
+    """Binds the port for trusted peers. Raises PilotError(already_exists)."""
+    hub.listen(PORT_COUNTER, serve)
+
+
+async def serve(stream: OverlayStream) -> None:
+    """One stream, until the peer ends it."""
+    buffer = bytearray(READ_BYTES)
+    total = said = 0
+    while n := await stream.read_into(buffer):
+        total += n
+        if n < READ_BYTES or total - said >= SAY_BYTES:  # it has read what there was, or a while has passed
+            said = total
+            await stream.write(total.to_bytes(8, "big"))
