@@ -43,7 +43,7 @@ def direct(record: Record, plan: Plan) -> None:
         for run in race.rounds(1 if not plan.peers else max(1, plan.runs - 2)):
             race.measure("duplex", BOTH_WAYS, lambda r: r.duplex(plan.seconds))
             race.measure("datagrams", DATAGRAMS, lambda r: r.datagrams(plan.seconds))
-            for count in MANY[: 2 if run < 2 else 3]:
+            for count in MANY[: 3 if run else 2]:
                 race.measure("streams", f"{count} streams", lambda r, n=count: streams(r, plan, n))
 
 
