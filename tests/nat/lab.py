@@ -348,9 +348,13 @@ class Lab:
 
 
 def emulator() -> Path:
-    """The link emulator, compiled once per source version."""
-    source = HERE / "link.c"
-    target = Path(tempfile.gettempdir()) / f"pilot-link-{os.getuid()}-{source.stat().st_mtime_ns}"
+    """The link emulator."""
+    return compiled(HERE / "link.c")
+
+
+def compiled(source: Path) -> Path:
+    """A program of one C file, compiled once per source version."""
+    target = Path(tempfile.gettempdir()) / f"pilot-{source.stem}-{os.getuid()}-{source.stat().st_mtime_ns}"
     if not target.exists():
         compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
         partial = target.with_suffix(f".{os.getpid()}")
