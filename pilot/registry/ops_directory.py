@@ -18,8 +18,13 @@ MAX_BEACONS = 1024
 
 
 def lookup(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
-    """What everybody may know about a node."""
-    node = reg.known(fields.number(request, "node_id"))
+    """What everybody may know about a node, named by its number or by its key."""
+    node_id = fields.number(request, "node_id")
+    key = fields.text(request, "public_key")
+    if not node_id and key:
+        named = reg.state.by_key.get(fields.public_key(key, "invalid public key"))
+        node_id = named.id if named else 0
+    node = reg.known(node_id)
     reply: dict[str, Any] = {
         "node_id": node.id,
         "address": reg.address(node),

@@ -145,3 +145,12 @@ async def test_no_token_configured_means_no_operator(lab: Lab) -> None:
     for token in ("", None, 0):
         assert "error" in await raw.ask({"type": "list_nodes", "network_id": 0, "admin_token": token})
         assert "error" in await raw.ask({"type": "beacon_register", "beacon_id": 1, "addr": "127.0.0.1:1", "admin_token": token})
+
+
+async def test_a_key_leads_to_its_node(lab: Lab) -> None:
+    """Whoever holds a key may ask which number it has, before it registers."""
+    target, friend, _ = await scene(lab, public=False)
+    by_key = await friend.ask("lookup", public_key=target.identity.key_text)
+    assert by_key == await friend.ask("lookup", node_id=1)
+    assert "error" in await friend.ask("lookup", public_key=Identity().key_text)
+    assert "error" in await friend.ask("lookup", public_key="?")
