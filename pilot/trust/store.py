@@ -1,10 +1,9 @@
 """Who this node trusts, who asked, who was sent away: `trust.json` (services.md section 2, "Persistence").
 
-Both generations of the file are read; the later one is written, mode 0600, atomically, with our own open
-requests
-under `requested`, which other implementations ignore. A trusted entry
-pins the peer's
-key: once known it never changes without a revocation.
+Both generations of the file are read; the later one is written, mode 0600, atomically, with our own open requests under
+`requested`, which other implementations ignore. What others wrote beyond that is kept as it is. A file that cannot be read
+to its last row is refused, never replaced: it is the only copy. A trusted entry pins the peer's key: once known it never
+changes without a revocation.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pilot.errors import PilotError
 from pilot.files import write_atomic
 
 MAX_BYTES = 64 << 20
@@ -26,6 +25,13 @@ MAX_TRUSTED = 65536
 MAX_PENDING = 256
 MAX_REQUESTED = 1024
 PENDING_S = 30 * 86400.0
+RESTORE = "restore it from a backup, or move it away to start without trusted peers"
+KNOWN = {
+    "trusted": {"node_id", "public_key", "approved_at", "mutual", "network"},
+    "pending": {"node_id", "public_key", "justification", "received_at"},
+    "revoked": {"node_id", "until"},
+    "requested": {"node_id", "sent_at"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class TrustStore:
     pending: dict[int, PendingRequest] = field(default_factory=dict)
     revoked: dict[int, float] = field(default_factory=dict)  # node: ignore its accepts until (Unix time)
     requested: dict[int, float] = field(default_factory=dict)  # node: when we asked for its trust
+    foreign: dict[str, Any] = field(default_factory=dict)  # parts of the file that are not ours
+    _extra: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # the same of a row, by (part, node)
 
     def is_trusted(self, node: int) -> bool:
         return node in self.trusted
@@ -76,6 +84,10 @@ class TrustStore:
         """Writes the file (OSError)."""
         if self.path is not None:
             write_atomic(self.path, self.to_json().encode())
+            tables: dict[str, Mapping[int, object]] = {
+                "trusted": self.trusted, "pending": self.pending, "revoked": self.revoked, "requested": self.requested,
+            }  # fmt: skip
+            self._extra = {(part, node): extra for (part, node), extra in self._extra.items() if node in tables[part]}
 
     def to_json(self) -> str:
         """The file's text: two-space indented, absent parts left out."""
@@ -86,58 +98,56 @@ class TrustStore:
             data["revoked"] = [{"node_id": n, "until": _rfc3339(t)} for n, t in self.revoked.items()]
         if self.requested:
             data["requested"] = [{"node_id": n, "sent_at": _rfc3339(t)} for n, t in self.requested.items()]
-        return json.dumps(data, indent=2)
+        for part, rows in data.items():
+            for row in rows or ():
+                row.update(self._extra.get((part, row["node_id"]), {}))
+        return json.dumps(data | self.foreign, indent=2)
 
     @classmethod
-    def load(cls, path: Path | None, on_problem: Callable[[str], None] = lambda text: None) -> TrustStore:
-        """Reads `path`; a missing or broken file gives an empty store, a broken row is left out.
-
-        on_problem gets a sentence for each loss. A file that is not JSON is kept aside as `*.broken`.
-        """
+    def load(cls, path: Path | None) -> TrustStore:
+        """Reads `path`; a missing file gives an empty store. PilotError if anything in it cannot be read."""
         store = cls(path)
         if path is None:
             return store
         try:
             with open(path, "rb") as f:
                 raw = f.read(MAX_BYTES + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return store
         except OSError as e:
-            on_problem(f"{path}: {e.strerror}; starting without trusted peers")
-            return store
+            raise PilotError("permission_denied", f"trust file {path} cannot be read: {e.strerror}") from None
         try:
-            data = json.loads(raw) if len(raw) <= MAX_BYTES else None
-        except (ValueError, RecursionError):
-            data = None
-        if not isinstance(data, dict):
-            aside = path.with_name(path.name + ".broken")
-            on_problem(f"{path} is not a trust file; kept as {aside}, starting without trusted peers")
-            try:
-                os.replace(path, aside)
-            except OSError as e:
-                on_problem(f"{aside}: {e.strerror}")
-            return store
-        store._fill(data, on_problem)
+            if len(raw) > MAX_BYTES:
+                raise ValueError("larger than 64 MiB")
+            store._fill(_object(raw))
+        except ValueError as e:
+            raise PilotError("internal", f"trust file {path} is damaged: {e}", RESTORE) from None
         return store
 
-    def _fill(self, data: dict[str, Any], on_problem: Callable[[str], None]) -> None:
-        for name, limit, read in (
-            ("trusted", MAX_TRUSTED, self._read_trusted),
-            ("pending", MAX_PENDING, self._read_pending),
-            ("revoked", MAX_TRUSTED, self._read_revoked),
-            ("requested", MAX_REQUESTED, self._read_requested),
+    def _fill(self, data: dict[str, Any]) -> None:
+        """ValueError names the part and row at fault."""
+        for name, read in (
+            ("trusted", self._read_trusted),
+            ("pending", self._read_pending),
+            ("revoked", self._read_revoked),
+            ("requested", self._read_requested),
         ):
-            rows = data.get(name)
-            bad = 0 if rows is None or isinstance(rows, list) else 1
-            for row in rows[:limit] if isinstance(rows, list) else ():
+            rows = data.pop(name, None)
+            if not isinstance(rows, list | None):
+                raise ValueError(f"{name!r} is not a list")
+            for at, row in enumerate(rows or ()):
                 try:
-                    read(row)
-                except (KeyError, TypeError, ValueError, OverflowError):
-                    bad += 1
-            if bad:
-                on_problem(f"{self.path}: {bad} entries under {name!r} could not be read")
+                    node = read(row)
+                except KeyError as e:
+                    raise ValueError(f"entry {at} of {name!r} lacks {e}") from None
+                except (TypeError, ValueError, OverflowError) as e:
+                    raise ValueError(f"entry {at} of {name!r}: {e}") from None
+                extra = {k: v for k, v in row.items() if k not in KNOWN[name]}
+                if extra:
+                    self._extra[name, node] = extra
+        self.foreign = data
 
-    def _read_trusted(self, row: dict[str, Any]) -> None:
+    def _read_trusted(self, row: dict[str, Any]) -> int:
         node = _node(row["node_id"])
         self.trusted[node] = TrustedPeer(
             node,
@@ -146,8 +156,9 @@ class TrustStore:
             row.get("mutual") is True,
             _network(row.get("network", 0)),
         )
+        return node
 
-    def _read_pending(self, row: dict[str, Any]) -> None:
+    def _read_pending(self, row: dict[str, Any]) -> int:
         node = _node(row["node_id"])
         text = row.get("justification", "")
         self.pending[node] = PendingRequest(
@@ -156,12 +167,27 @@ class TrustStore:
             text if isinstance(text, str) else "",
             _unix(row.get("received_at")),
         )
+        return node
 
-    def _read_revoked(self, row: dict[str, Any]) -> None:
-        self.revoked[_node(row["node_id"])] = _unix(row["until"])
+    def _read_revoked(self, row: dict[str, Any]) -> int:
+        node = _node(row["node_id"])
+        self.revoked[node] = _unix(row["until"])
+        return node
 
-    def _read_requested(self, row: dict[str, Any]) -> None:
-        self.requested[_node(row["node_id"])] = _unix(row["sent_at"])
+    def _read_requested(self, row: dict[str, Any]) -> int:
+        node = _node(row["node_id"])
+        self.requested[node] = _unix(row["sent_at"])
+        return node
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(data, dict):
+        raise ValueError("not a JSON object")
+    return data
 
 
 def _trusted_row(p: TrustedPeer) -> dict[str, Any]:

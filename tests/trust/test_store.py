@@ -1,4 +1,4 @@
-"""trust.json: both generations are read, nothing is lost on a crash, a broken file costs no start."""
+"""trust.json: both generations are read, nothing is lost on a crash, a damaged file is never replaced."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pilot.errors import PilotError
 from pilot.trust.store import PendingRequest, TrustedPeer, TrustStore
 
 KEY = bytes(range(32))
@@ -40,11 +41,9 @@ def test_empty_store_looks_as_in_both_generations(tmp_path: Path) -> None:
 def test_files_of_either_generation(tmp_path: Path, text: str) -> None:
     path = tmp_path / "trust.json"
     path.write_text(text)
-    problems: list[str] = []
-    store = TrustStore.load(path, problems.append)
+    store = TrustStore.load(path)
     assert list(store.trusted) == [1]
     assert int(store.trusted[1].approved_at) == 1795365274
-    assert problems == []
 
 
 def test_revoked_of_1_18(tmp_path: Path) -> None:
@@ -53,34 +52,58 @@ def test_revoked_of_1_18(tmp_path: Path) -> None:
     assert TrustStore.load(path).revoked == {1: 1795365976.0}
 
 
-def test_a_broken_file_is_kept_aside_and_reported(tmp_path: Path) -> None:
-    path = tmp_path / "trust.json"
-    path.write_bytes(b'{"trusted":[{"node')
-    problems: list[str] = []
-    assert TrustStore.load(path, problems.append).trusted == {}
-    assert len(problems) == 1
-    assert (tmp_path / "trust.json.broken").read_bytes() == b'{"trusted":[{"node'
+def refused(path: Path) -> PilotError:
+    before = path.read_bytes()
+    with pytest.raises(PilotError) as caught:
+        TrustStore.load(path)
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+    return caught.value
 
 
-def test_broken_rows_do_not_cost_the_good_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "says"), [
+    ('{"trusted":[{"node', "not JSON"), ("", "not JSON"), ("[" * 200_000, "not JSON"), ("[]", "not a JSON object"),
+    ('{"trusted": {}}', "'trusted' is not a list"), ('{"pending": "x"}', "'pending' is not a list"),
+])  # fmt: skip
+def test_a_damaged_file_is_refused_and_stays(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "trust.json"
+    path.write_text(text)
+    error = refused(path)
+    assert str(path) in error.message and "damaged" in error.message and says in error.message
+    assert "backup" in error.hint
+
+
+@pytest.mark.parametrize(("row", "says"), [
+    ({}, "lacks 'node_id'"), (3, "entry 1"), ({"node_id": -1}, "bad node number"), ({"node_id": True}, "bad node number"),
+    ({"node_id": 2, "public_key": "!!"}, "entry 1"), ({"node_id": 3, "public_key": "QUJD"}, "key is not 32 bytes"),
+    ({"node_id": 4, "approved_at": "now"}, "entry 1"), ({"node_id": 0xFFFFFFFF}, "bad node number"),
+    ({"node_id": 5, "network": 70000}, "bad network number"),
+])  # fmt: skip
+def test_one_damaged_row_would_be_lost_with_the_next_change(tmp_path: Path, row: object, says: str) -> None:
     good = {"node_id": 9, "public_key": "", "approved_at": "2026-11-22T16:34:34Z", "mutual": True}
-    rows = [
-        good, {}, 3, {"node_id": -1}, {"node_id": True}, {"node_id": 2, "public_key": "!!"},
-        {"node_id": 3, "public_key": "QUJD"}, {"node_id": 4, "approved_at": "now"}, {"node_id": 0xFFFFFFFF},
-        {"node_id": 5, "network": 70000},
-    ]  # fmt: skip
-    path.write_text(json.dumps({"trusted": rows, "pending": "x", "revoked": [None]}))
-    problems: list[str] = []
-    store = TrustStore.load(path, problems.append)
-    assert list(store.trusted) == [9]
-    assert len(problems) == 3
-
-
-def test_deeply_nested_file(tmp_path: Path) -> None:
     path = tmp_path / "trust.json"
-    path.write_text("[" * 200_000)
-    assert TrustStore.load(path).trusted == {}
+    path.write_text(json.dumps({"trusted": [good, row]}))
+    message = refused(path).message
+    assert "entry 1 of 'trusted'" in message and says in message
+
+
+def test_what_others_wrote_survives_our_changes(tmp_path: Path) -> None:
+    """1.18.0 keeps where a request came from; a later release may keep more."""
+    path = tmp_path / "trust.json"
+    path.write_text(json.dumps({
+        "trusted": [{"node_id": 1, "public_key": "", "approved_at": "2026-11-22T16:34:34Z", "mutual": True, "note": [1]}],
+        "pending": [{"node_id": 3, "justification": "x", "received_at": "2026-11-22T16:34:34Z", "source": 3}],
+        "later": {"a": 1},
+    }))  # fmt: skip
+    store = TrustStore.load(path)
+    store.trusted[7] = TrustedPeer(7, KEY, 0.0, False)
+    store.save()
+    written = json.loads(path.read_text())
+    assert written["later"] == {"a": 1} and written["trusted"][0]["note"] == [1] and written["pending"][0]["source"] == 3
+    del store.pending[3]
+    store.save()
+    store.pending[3] = PendingRequest(3, KEY, "again", 0.0)
+    store.save()
+    assert "source" not in json.loads(path.read_text())["pending"][0], "that was another request"
 
 
 def test_a_pinned_key_stays(tmp_path: Path) -> None:
