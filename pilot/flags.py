@@ -93,10 +93,12 @@ class Flag:
 class FlagTable:
     """The flags of one program."""
 
-    def __init__(self, program: str, usage: str, flags: Sequence[Flag]) -> None:
-        """program: its name. usage: what follows "Usage: " in the help text."""
+    def __init__(self, program: str, usage: str, flags: Sequence[Flag], foreign: Sequence[Flag] = ()) -> None:
+        """program: its name. usage: what follows "Usage: " in the help text. foreign: flags of another make that are read
+        like the others and not shown in the help; the caller decides what becomes of them."""
         self.program = program
         self.flags = tuple(flags)
+        self.foreign: Mapping[str, Flag] = {flag.name: flag for flag in foreign}
         self.by_name: Mapping[str, Flag] = {
             name: flag for flag in self.flags for name in (flag.name, flag.alias) if name
         }
@@ -120,7 +122,7 @@ class FlagTable:
             if name in ("h", "help", "version"):
                 out["help" if name == "h" else name] = "true"
                 continue
-            flag = self.by_name.get(name)
+            flag = self.by_name.get(name) or self.foreign.get(name)
             if flag is None:
                 raise self.usage_error(f"unknown flag -{name}")
             if not has_value:

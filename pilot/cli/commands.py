@@ -41,8 +41,9 @@ COMMANDS: dict[str, Command] = {
          "[--congestion <name>]", "[--max-segment <bytes>]", "[--received-quota <size>]",
          "[--dataexchange-max-frame <size>]", "[--registry-tls]", "[--registry-trust <mode>]",
          "[--registry-fingerprint <hex>]", "[--transport <name>]", "[--proxy <url>]", "[--admin-token <token>]",
-         "[--log-level <level>]", "[--log-format <text or json>]", "[--wait <duration>]", "[--foreground]"),
-        "start the daemon in the background", "pid, node_id, address, hostname, socket, log_file"),
+         "[--log-level <level>]", "[--log-format <text or json>]", "[--wait <duration>]", "[--foreground]", "[--dry-run]"),
+        "start the daemon in the background; --dry-run: say what it would use and change nothing",
+        "pid, node_id, address, hostname, socket, log_file"),
     "daemon stop": Command("daemon.stop", (), "stop the daemon", "pid, forced"),
     "daemon status": Command(
         "daemon.status", ("[--check]",), "is the daemon running? --check: exit status only",

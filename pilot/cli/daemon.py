@@ -28,7 +28,7 @@ _SWITCHES = ("trust-same-network", "relay-only", "no-echo", "no-dataexchange", "
 _SETTINGS = ("endpoint", "hostname", "webhook", "networks")  # flag, environment or config file
 
 
-def start(s: Session) -> None:
+def start(s: Session) -> int:
     """Starts the daemon in the background and returns when it answers; nothing is left running otherwise."""
     from pathlib import Path
 
@@ -37,6 +37,8 @@ def start(s: Session) -> None:
     settings = s.settings
     binary = process.program(settings.env)
     socket_path = settings.new_socket
+    if s.args.has("dry-run"):
+        return _dry_run(s, [binary, *_command_line(s, socket_path)])
     try:
         make_private_dir(Path(settings.home))
     except OSError as e:
@@ -75,6 +77,29 @@ def start(s: Session) -> None:
     lines += [f"  Hostname: {clean(data['hostname'])}"] if data["hostname"] else []
     lines += [f"  Socket:   {socket_path}", f"  Logs:     {log}"]
     s.out.done(data, "\n".join(lines))
+    return 0
+
+
+def _dry_run(s: Session, command: list[str]) -> int:
+    """What the daemon would use. Status 1 if it would not start."""
+    import json
+    import subprocess
+
+    env = dict(s.settings.env)
+    try:
+        known = subprocess.run([command[0], "-help"], capture_output=True, text=True, timeout=READY, env=env)
+        if "-dry-run" not in known.stdout + known.stderr:
+            raise PilotError("not_supported", f"{command[0]} has no dry run", "choose another with PILOT_DAEMON_BIN")
+        wanted = ["--dry-run", "--json"] if s.out.json else ["--dry-run"]
+        done = subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=READY, env=env)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise PilotError("internal", f"cannot run {command[0]}: {e}") from None
+    if not done.stdout:
+        said = [line for line in done.stderr.splitlines() if line] or ["it wrote no reason"]
+        hint = said[-1].removeprefix("hint: ") if said[-1].startswith("hint: ") else ""
+        raise PilotError("invalid_argument", said[0].removeprefix(f"{process.PROGRAM}: "), hint)
+    s.out.done(json.loads(done.stdout) if s.out.json else {}, done.stdout.rstrip("\n"))
+    return done.returncode
 
 
 def _startup(info: dict[str, Any], settings: Settings) -> list[str]:

@@ -6,16 +6,20 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pilot.daemon.dial import Door
-from pilot.daemon.flags import BY_NAME, FLAGS, Flag, parse_command_line, usage_error
+from pilot.daemon.flags import BY_NAME, FLAGS, NO_EFFECT, REFUSED, Flag, parse_command_line, usage_error
+from pilot.daemon.home import StateDir, default_socket
 from pilot.errors import PilotError
 
 BEACON_PORT = 9001
 MAX_CONFIG_BYTES = 1 << 20
+MEND = "mend it, or move it away"
+NOT_IN_FILES = ("config", "dry-run", "json")
+FOREIGN = {flag.name: flag for flag in NO_EFFECT + REFUSED}
 
 Addr = tuple[str, int]
 
@@ -65,6 +69,10 @@ class DaemonConfig:
     metrics_addr: Addr | None = None
     log_level: str = "info"
     log_format: str = "text"
+    dry_run: bool = False
+    json: bool = False
+    ignored: tuple[str, ...] = ()  # settings that were given and have no effect, one sentence each
+    state_dir: StateDir | None = None  # where settings are kept between starts; None: nowhere
 
     @property
     def trust_file(self) -> Path | None:
@@ -117,12 +125,18 @@ def _server(text: str, what: str) -> Addr:
     return host, port
 
 
-def _file_values(path: str) -> dict[str, str]:
-    """Flag name -> text from a `-config` file. Values: strings, numbers, booleans; `-` equals `_`."""
+def _file_values(path: str, notes: list[str], default: bool) -> dict[str, str]:
+    """Flag name -> text from a config file. Values: strings, numbers, booleans; `-` equals `_`.
+
+    The default file is shared with other programs: keys that are no flags of ours are noted there, and a missing file is
+    an empty one. A file the user names is for this program: its unknown keys are mistakes.
+    """
     try:
         with open(path, "rb") as f:
             raw = f.read(MAX_CONFIG_BYTES + 1)
     except OSError as e:
+        if default and isinstance(e, FileNotFoundError):
+            return {}
         message = f"config file {path}: {e.strerror}"
         raise PilotError("not_found", message, "check the path after -config") from None
     if len(raw) > MAX_CONFIG_BYTES:
@@ -130,15 +144,18 @@ def _file_values(path: str) -> dict[str, str]:
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as e:
-        raise usage_error(f"config file {path}: not JSON ({e})") from None
+        raise PilotError("invalid_argument", f"config file {path}: not JSON ({e})", MEND) from None
     if not isinstance(data, dict):
-        raise usage_error(f"config file {path}: want one JSON object")
+        raise PilotError("invalid_argument", f"config file {path}: want one JSON object", MEND)
     out = {}
     for key, value in data.items():
-        flag = BY_NAME.get(key.replace("_", "-"))
-        if flag is None or flag.name == "config":
-            raise usage_error(f"config file {path}: unknown key {key!r}")
-        if isinstance(value, bool):
+        name = key.replace("_", "-")
+        flag = BY_NAME.get(name) or FOREIGN.get(name)
+        if flag is None or flag.name in NOT_IN_FILES:
+            if not default:
+                raise usage_error(f"config file {path}: unknown key {key!r}")
+            notes.append(f"config file {path}: {key} is not a setting of this daemon")
+        elif isinstance(value, bool):
             out[flag.name] = "true" if value else "false"
         elif isinstance(value, str | int | float):
             out[flag.name] = str(value)
@@ -156,20 +173,68 @@ def _parse(flag: Flag, text: str, source: str) -> Any:
         raise usage_error(f"{source}: {e}, got {text!r}") from None
 
 
-def load(argv: Sequence[str], env: Mapping[str, str]) -> DaemonConfig:
+def load(argv: Sequence[str], env: Mapping[str, str], *, installed: bool = False) -> DaemonConfig:
     """Settings from a command line (without the program name) and an environment.
 
-    Raises PilotError whose message names the flag, variable or file key at fault. `-help` and `-version` are
-    the caller's business.
+    installed: this is the machine's daemon, so what `~/.pilot` holds counts too, below flags and environment: config.json
+    (unless -config names another file), webhook_url, account.json. Raises PilotError whose message names the flag, variable
+    or file key at fault. `-help` and `-version` are the caller's business.
     """
     given = parse_command_line(argv)
-    sources: dict[str, tuple[str, str]] = {f.name: (f.default, f"flag -{f.name}") for f in FLAGS}
+    home = _home(env)
+    notes: list[str] = []
+    from_file: dict[str, str] = {}
     if given.get("config"):
-        sources |= {k: (v, f"config file: {k}") for k, v in _file_values(given["config"]).items()}
-    sources |= {f.name: (env[f.env], f.env) for f in FLAGS if f.env and env.get(f.env)}
-    sources |= {k: (v, f"flag -{k}") for k, v in given.items() if k in BY_NAME}
+        from_file = _file_values(given["config"], notes, default=False)
+    elif installed:
+        from_file = _file_values(str(home / "config.json"), notes, default=True)
+    from_env = {f.name: env[f.env] for f in (*FLAGS, *REFUSED) if f.env and env.get(f.env)}
+    from_argv = {k: v for k, v in given.items() if k in BY_NAME or k in FOREIGN}
+    if installed and not given.get("config"):
+        _part_beacon(from_file, from_env | from_argv)
+    sources: dict[str, tuple[str, str]] = {f.name: (f.default, f"flag -{f.name}") for f in FLAGS}
+    sources |= {k: (v, f"config file: {k}") for k, v in from_file.items()}
+    sources |= {k: (v, BY_NAME[k].env if k in BY_NAME else FOREIGN[k].env) for k, v in from_env.items()}
+    sources |= {k: (v, f"flag -{k}") for k, v in from_argv.items()}
+    notes += _foreign({k: sources.pop(k) for k in list(sources) if k in FOREIGN})
     values = {flag.field: _parse(flag, *sources[flag.name]) for flag in FLAGS}
-    return _assemble(values, env)
+    config = replace(_assemble(values, home), ignored=tuple(notes))
+    return _with_state(config, {*from_file, *from_env, *from_argv}, env) if installed else config
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    return (Path(env.get("PILOT_HOME") or env.get("HOME") or Path.home()) / ".pilot").absolute()
+
+
+def _part_beacon(from_file: dict[str, str], stronger: Mapping[str, str]) -> None:
+    """The beacon of the default file belongs to the registry beside it and does not go with another one."""
+    registry = stronger.get("registry")
+    if registry and from_file.get("registry") not in (None, registry):
+        from_file.pop("beacon", None)
+
+
+def _foreign(given: Mapping[str, tuple[str, str]]) -> list[str]:
+    """A sentence for each setting of the published daemon that does nothing here. PilotError for those that must not be lost."""
+    notes = []
+    for name, (text, source) in given.items():
+        flag = FOREIGN[name]
+        if flag in REFUSED and _parse(flag, text, source) != flag.parse(flag.default):
+            raise PilotError("not_supported", f"{source}: not supported: {flag.help}", "leave it out if you can do without")
+        notes.append(f"{source} has no effect")
+    return notes
+
+
+def _with_state(config: DaemonConfig, given: set[str], env: Mapping[str, str]) -> DaemonConfig:
+    """Adds what earlier starts have left in the state directory, where nothing else was given."""
+    state = StateDir(config.home, config.identity)
+    email, webhook = state.email(), state.webhook()
+    return replace(
+        config,
+        state_dir=state,
+        email=config.email if "email" in given else email,
+        webhook=config.webhook if "webhook" in given else webhook,
+        socket=config.socket if "socket" in given else default_socket(env.get("XDG_RUNTIME_DIR", "")),
+    )
 
 
 def _door(values: Mapping[str, Any], beacon_host: str) -> Door:
@@ -190,7 +255,7 @@ def _door(values: Mapping[str, Any], beacon_host: str) -> Door:
     return door
 
 
-def _assemble(values: dict[str, Any], env: Mapping[str, str]) -> DaemonConfig:
+def _assemble(values: dict[str, Any], home: Path) -> DaemonConfig:
     if not values["registry"]:
         raise PilotError(
             "invalid_argument", "no registry given", "pilot-daemon -registry HOST:9000, or set PILOT_REGISTRY"
@@ -216,14 +281,13 @@ def _assemble(values: dict[str, Any], env: Mapping[str, str]) -> DaemonConfig:
     if values["registry_tls"] and values["registry_trust"] == "pinned" and not values["registry_fingerprint"]:
         raise usage_error("flag -registry-tls: needs -registry-fingerprint, or -registry-trust system")
     door = _door(values, beacon[0])
-    home = Path(env.get("PILOT_HOME") or env.get("HOME") or Path.home()) / ".pilot"
     special = {
         "registry": registry,
         "beacon": beacon,
         "door": door,
         "listen": _listen(values["listen"]),
         "socket": Path(values["socket"]).absolute() if values["socket"] else None,
-        "home": home.absolute(),
+        "home": home,
         "identity": Path(values["identity"]).expanduser().absolute() if values["identity"] else None,
         "endpoint": _endpoint(values["endpoint"], "endpoint"),
         "advertise_endpoint": _endpoint(values["advertise_endpoint"], "advertise-endpoint"),

@@ -32,7 +32,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("beacon", str, "", "beacon address, host:port (default: the registry's host, port 9001)",
          env="PILOT_BEACON"),
     Flag("listen", str, ":0", "UDP address of the tunnel, ip:port; port 0 takes a free one"),
-    Flag("socket", str, "/tmp/pilot.sock", "Unix socket for local clients; empty: none", env="PILOT_SOCKET"),
+    Flag("socket", str, "/tmp/pilot.sock", "Unix socket for local clients; empty: none; pilot.sock in $XDG_RUNTIME_DIR if that "
+         "is set", env="PILOT_SOCKET"),
     Flag("endpoint", str, "", "fixed public endpoint ip:port of this host; discovery is skipped"),
     Flag("advertise-endpoint", str, "", "endpoint ip:port to register instead of the discovered one"),
     Flag("identity", str, "", "identity file; empty: a fresh identity that is not kept"),
@@ -72,21 +73,43 @@ FLAGS: tuple[Flag, ...] = (
     Flag("admin-token", str, "", "token for broadcasts and networks", env="PILOT_ADMIN_TOKEN"),
     Flag("registry-tls", parse_bool, "false", "speak TLS to the registry"),
     Flag("registry-trust", one_of("pinned", "system"), "pinned",
-         "how the registry's certificate is judged: pinned or system"),
-    Flag("registry-fingerprint", str, "", "SHA-256 of the registry's certificate, hex"),
+         "how the registry's certificate is judged: pinned or system", env="PILOT_REGISTRY_TRUST"),
+    Flag("registry-fingerprint", str, "", "SHA-256 of the registry's certificate, hex", env="PILOT_REGISTRY_FINGERPRINT"),
     Flag("metrics-addr", str, "", "serve Prometheus metrics on ip:port, for instance 127.0.0.1:9102"),
+    Flag("dry-run", parse_bool, "false", "say what a start would use, change nothing, exit: 0 = it would start"),
+    Flag("json", parse_bool, "false", "with -dry-run: the answer as JSON"),
     Flag("log-level", one_of("debug", "info", "warn", "error"), "info", "debug, info, warn or error",
          env="PILOT_LOG_LEVEL"),
     Flag("log-format", one_of("text", "json"), "text", "text or json", env="PILOT_LOG_FORMAT"),
 )  # fmt: skip
 
-TABLE = FlagTable("pilot-daemon", "pilot-daemon -registry HOST:PORT [flags]", FLAGS)
+# Flags of the published daemon beyond ours. Those of the first group concern what ours does not have; of the second, what the
+# operator relies on and would lose, so that any value but the one named here is refused.
+NO_EFFECT: tuple[Flag, ...] = tuple(
+    Flag(name, str, "", "") for name in (
+        "log-max-backups", "log-max-size", "motd-feed-url", "motd-interval", "pprof", "rekey-whitelist", "reply-whitelist",
+        "sandbox-dir", "syn-whitelist", "telemetry-url",
+    )
+) + tuple(
+    Flag(name, parse_bool, "false", "") for name in (
+        "beacon-rtt-probe", "no-addr-watch", "no-path-watch", "no-rx-watchdog", "no-skillinject",
+    )
+)  # fmt: skip
+REFUSED: tuple[Flag, ...] = (
+    Flag("sandbox", parse_bool, "false", "files are not confined to a sandbox"),
+    Flag("security-profile", str, "compatible", "there are no security profiles"),
+    Flag("strict-dataplane-trust", parse_bool, "false", "key exchange with strangers cannot be switched off",
+         env="PILOT_STRICT_DATAPLANE_TRUST"),
+    Flag("proxy-cmd", str, "", "proxy credentials cannot come from a command", env="PILOT_PROXY_CMD"),
+)  # fmt: skip
+
+TABLE = FlagTable("pilot-daemon", "pilot-daemon -registry HOST:PORT [flags]", FLAGS, NO_EFFECT + REFUSED)
 BY_NAME = TABLE.by_name
 usage_error = TABLE.usage_error
 parse_command_line = TABLE.parse_command_line
 help_text = TABLE.help_text
 
 __all__ = [
-    "BY_NAME", "FLAGS", "TABLE", "Flag", "help_text", "parse_command_line", "parse_duration", "parse_ids", "parse_size",
-    "usage_error",
+    "BY_NAME", "FLAGS", "NO_EFFECT", "REFUSED", "TABLE", "Flag", "help_text", "parse_command_line", "parse_duration",
+    "parse_ids", "parse_size", "usage_error",
 ]  # fmt: skip

@@ -150,6 +150,12 @@ class IdentityFile:
             return None  # half a change that was never asked for
 
 
+def peek(path: Path) -> NodeIdentity | None:
+    """The identity in a file without making, locking or changing anything; None if there is no file. PilotError."""
+    path = Path(os.path.realpath(path))
+    return _load(path) if path.exists() else None
+
+
 def _load(path: Path) -> NodeIdentity:
     try:
         return NodeIdentity.from_json(_read(path))

@@ -149,6 +149,8 @@ class NodeCommands:
     def _set_webhook(self, client: Client, request: rq.SetWebhook) -> Reply:
         try:
             self._node.webhook.set_url(request.url)
+            if self._node.config.state_dir:
+                self._node.config.state_dir.keep_webhook(request.url)
         except PilotError as error:
             raise Refusal(error.message) from None
         return _json({"webhook": request.url})

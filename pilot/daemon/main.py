@@ -1,6 +1,6 @@
 """The program `pilot-daemon`: command line, process name, event loop, exit status (cli.md sections 2 and 8).
 
-Exit status: 0 after an orderly stop, 1 if the node cannot start or fails, 2 for a wrong command line.
+Exit status: 0 after an orderly stop, 1 if the node cannot start or fails (-dry-run: would not start), 2 for a wrong command line.
 """
 
 from __future__ import annotations
@@ -48,10 +48,16 @@ def _run(argv: list[str]) -> int:
     from pilot.errors import PilotError
 
     try:
-        config = load(argv, os.environ)
+        config = load(argv, os.environ, installed=True)
     except PilotError as error:
         _complain(error.message, error.hint)
         return 2
+    if config.dry_run:
+        from pilot.daemon.dryrun import examine
+
+        report = examine(config)
+        print(report.to_json() if config.json else report.to_text())
+        return 1 if report.problems else 0
     os.umask(0o077)
 
     import uvloop

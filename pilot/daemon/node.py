@@ -81,6 +81,7 @@ class Node:
             check_url(config.webhook)
         if config.socket:
             local_socket.ensure_free(config.socket)
+        trusted = TrustStore.load(config.trust_file)
         self._identity_file = IdentityFile(config.identity) if config.identity else None
         self.identity = self._identity_file.identity if self._identity_file else NodeIdentity.generate()
         self.plane = _open_plane(config)
@@ -104,7 +105,7 @@ class Node:
             self._transport_changed,
         )
         self.hub = StreamHub(self.plane, _handler_failed)
-        self.trust = self._make_trust()
+        self.trust = self._make_trust(trusted)
         self.rotation = Rotation(self.identity, self._identity_file, self.registry, self._identity_changed)
         self._where = Whereabouts(
             config, self.traversal, self.plane.local_addr[1], self.trust.store, self._registered
@@ -146,6 +147,8 @@ class Node:
 
     async def start(self) -> None:
         """Returns when the node is registered and local clients can connect. Raises PilotError."""
+        for text in self.config.ignored:
+            log.warning(text)
         self.plane.set_public(self.config.public)
         self.plane.start()
         asyncio.get_running_loop().add_reader(self.plane.event_fd, self._on_events)
@@ -160,6 +163,8 @@ class Node:
             _say([found])
         await self.rotation.finish()
         await self.registration.start()
+        if self.config.state_dir:
+            self.config.state_dir.keep_email(self.config.email)
         await self.traversal.nat_measured(MEASURE_S)  # began with discovery: nearly always over by now
         _say([*([found] if self.config.endpoint else []), *info.endpoint_lines(self)[1:], info.registered_line(self)])
         self._start_services()
@@ -245,8 +250,7 @@ class Node:
             self._events = EventStream(self.webhook.emit, self.trust.store.is_trusted, time.monotonic)
             self._events.start(self.hub)
 
-    def _make_trust(self) -> TrustService:
-        store = TrustStore.load(self.config.trust_file, lambda text: log.warning(text))
+    def _make_trust(self, store: TrustStore) -> TrustService:
         policy = Policy(self.config.trust_auto_approve, self.config.trust_same_network)
         return TrustService(
             HandshakeMachine(store, policy),

@@ -134,3 +134,84 @@ def test_config_is_frozen() -> None:
     c: DaemonConfig = load(REG, {})
     with pytest.raises(AttributeError):
         c.hostname = "x"  # type: ignore[misc]
+
+
+# ---- the machine's daemon: what ~/.pilot holds counts too ----
+
+
+def installed(home: Path, argv: list[str] | None = None, **env: str) -> DaemonConfig:
+    return load(argv or [], {"PILOT_HOME": str(home), **env}, installed=True)
+
+
+def state(home: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = home / ".pilot" / name.replace("_json", ".json")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return home
+
+
+def test_the_settings_of_pilotctl_are_the_daemons(tmp_path: Path) -> None:
+    state(tmp_path, config_json=json.dumps({"registry": "file:1", "beacon": "file:2", "hostname": "bot", "socket": "/f.sock"}))
+    c = installed(tmp_path)
+    assert (c.registry, c.beacon, c.hostname, c.socket) == (("file", 1), ("file", 2), "bot", Path("/f.sock"))
+    c = installed(tmp_path, ["-hostname", "flag"], PILOT_SOCKET="/e.sock")
+    assert (c.hostname, c.socket) == ("flag", Path("/e.sock"))
+    assert load(REG, {"PILOT_HOME": str(tmp_path)}).hostname == "", "nodes inside applications do not read it"
+    other = tmp_path / "other.json"
+    other.write_text('{"registry": "other:1"}')
+    assert installed(tmp_path, ["-config", str(other)]).hostname == "", "a named file takes its place"
+
+
+def test_the_files_beacon_does_not_go_with_another_registry(tmp_path: Path) -> None:
+    state(tmp_path, config_json=json.dumps({"registry": "file:1", "beacon": "beacon:2"}))
+    assert installed(tmp_path, ["-registry", "file:1"]).beacon == ("beacon", 2)
+    assert installed(tmp_path, ["-registry", "new:1"]).beacon == ("new", 9001)
+    assert installed(tmp_path, PILOT_REGISTRY="new:1").beacon == ("new", 9001)
+
+
+def test_mail_and_webhook_of_earlier_starts(tmp_path: Path) -> None:
+    state(tmp_path, account_json='{"email": "ops@example.com"}', webhook_url="http://h.example/x\n")
+    identity = str(tmp_path / ".pilot" / "identity.json")
+    c = installed(tmp_path, [*REG, "-identity", identity])
+    assert (c.email, c.webhook) == ("ops@example.com", "http://h.example/x")
+    c = installed(tmp_path, [*REG, "-identity", identity, "-email", "me@example.com", "-webhook="])
+    assert (c.email, c.webhook) == ("me@example.com", "")
+    assert installed(tmp_path, REG).email == "", "without a kept identity there is no account"
+
+
+def test_the_socket_lies_where_clients_look_first(tmp_path: Path) -> None:
+    assert installed(tmp_path, REG, XDG_RUNTIME_DIR=str(tmp_path)).socket == tmp_path / "pilot.sock"
+    assert installed(tmp_path, REG, XDG_RUNTIME_DIR=str(tmp_path / "none")).socket == Path("/tmp/pilot.sock")
+    assert installed(tmp_path, [*REG, "-socket="], XDG_RUNTIME_DIR=str(tmp_path)).socket is None
+
+
+def test_foreign_settings_are_noted(tmp_path: Path) -> None:
+    state(tmp_path, config_json='{"registry": "file:1", "telemetry_url": "http://t", "apps": {"x": 1}, "no_path_watch": true}')
+    notes = installed(tmp_path, ["-motd-interval", "3m"]).ignored
+    assert len(notes) == 4
+    for name in ("telemetry-url", "apps", "no-path-watch", "-motd-interval"):
+        assert any(name in note for note in notes), name
+
+
+@pytest.mark.parametrize(("argv", "env"), [
+    (["-sandbox"], {}), (["-security-profile=enterprise"], {}), (["-strict-dataplane-trust"], {}),
+    ([], {"PILOT_STRICT_DATAPLANE_TRUST": "1"}), (["-proxy-cmd", "cat x"], {}),
+])  # fmt: skip
+def test_promises_that_would_be_lost_are_refused(tmp_path: Path, argv: list[str], env: dict[str, str]) -> None:
+    with pytest.raises(PilotError) as e:
+        installed(tmp_path, REG + argv, **env)
+    assert e.value.code == "not_supported"
+    assert installed(tmp_path, [*REG, "-sandbox=false", "-security-profile", "compatible"]).ignored
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("config_json", "{"), ("config_json", "[]"), ("account_json", '{"em'), ("account_json", '{"email": 5}'),
+    ("webhook_url", "\0"), ("webhook_url", "ftp://x"),
+])  # fmt: skip
+def test_damaged_state_is_named_and_stays(tmp_path: Path, name: str, text: str) -> None:
+    state(tmp_path, **{name: text})
+    with pytest.raises(PilotError) as e:
+        installed(tmp_path, [*REG, "-identity", str(tmp_path / ".pilot" / "identity.json"), "-email", "a@b.c", "-webhook="])
+    path = tmp_path / ".pilot" / name.replace("_json", ".json")
+    assert path.name in e.value.message and path.read_text() == text

@@ -26,7 +26,7 @@ PROGRAM = Path(sys.executable).parent / "pilot-daemon"
 
 
 def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PILOT_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PILOT_")} | {"PILOT_HOME": "/nonexistent"}
     return subprocess.run([str(PROGRAM), *argv], env=clean | env, capture_output=True, text=True, timeout=30)
 
 
