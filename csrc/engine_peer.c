@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#define PROBE_NS (10 * PL_NS_PER_S) /* a ping answered later than this tells nothing */
+
 pl_peer *pl_peer_find(const pl_engine *e, uint32_t node) { return pl_map_get(&e->peers, node); }
 
 pl_peer *pl_peer_get(pl_engine *e, uint32_t node) {
@@ -149,6 +151,15 @@ int pl_engine_probe(pl_engine *e, uint32_t node, const pl_addr *to, bool relay, 
   return pl_peer_ping(e, p, p->next ? p->next : p->cur, to, relay, token, 0);
 }
 
+/* Frees the table of pings when all in it were sent before `before_ns`: an idle peer has none most of the time. */
+static void probes_expire(pl_peer *p, uint64_t before_ns) {
+  if (!p->probes) return;
+  for (unsigned i = 0; i < PL_PROBES; i++)
+    if (p->probes[i].sent_ns >= pl_max64(before_ns, 1)) return;
+  free(p->probes);
+  p->probes = NULL;
+}
+
 void pl_peer_on_pong(pl_engine *e, pl_peer *p, const pl_packet *pkt, const pl_addr *from, bool relayed) {
   if (!p->probes) return;
   for (unsigned i = 0; i < PL_PROBES; i++) {
@@ -157,6 +168,7 @@ void pl_peer_on_pong(pl_engine *e, pl_peer *p, const pl_packet *pkt, const pl_ad
     uint64_t rtt = e->now_ns > b->sent_ns ? e->now_ns - b->sent_ns : 0; /* sent_ns is odd, so one more than its time */
     pl_probe done = *b;
     memset(b, 0, sizeof *b);
+    probes_expire(p, 0);
     if (done.size) {
       if (p->has_path && p->relay == done.relay && pl_addr_eq(&p->path, &done.to)) pl_pmtu_on_pong(e, p, done.size);
       return;
@@ -206,6 +218,7 @@ void pl_peer_on_timer(pl_engine *e, pl_peer *p) {
     pl_peer_free(e, p);
     return;
   }
+  if (now > PROBE_NS) probes_expire(p, now - PROBE_NS);
   if (pl_peer_usable(p) && p->pmtu.next_ns <= now) pl_pmtu_round(e, p);
   if (keeps_alive(e, p) && now >= p->last_send_ns + e->cfg.peer_keepalive_ns) {
     pl_packet keepalive = {.proto = PL_PROTO_CONTROL, .src_node = e->node};

@@ -9,22 +9,25 @@
 #define PL_REPLAY_LIVE 5u       /* newest prefix and four earlier ones keep a window */
 #define PL_REPLAY_PREFIXES 64u  /* prefixes accepted per session; beyond: PL_ELIMIT */
 
+/* Holds the blocks of the counters seen so far, so a session of few frames is small: it grows up to PL_REPLAY_WINDOW counters. */
 typedef struct pl_replay_window {
-  uint64_t highest;                          /* 0 = nothing seen */
-  uint64_t bits[PL_REPLAY_WINDOW / 64 + 1];  /* ring of blocks, RFC 6479 */
+  uint64_t highest; /* 0 = nothing seen */
+  uint32_t blocks;  /* of 64 counters */
+  uint64_t bits[];  /* ring of blocks, RFC 6479 */
 } pl_replay_window;
 
-void pl_replay_window_init(pl_replay_window *w);
+pl_replay_window *pl_replay_window_new(void); /* NULL without memory; free() it */
 /* PL_OK or PL_EREPLAY. Counter 0 is always refused. */
 int pl_replay_window_check(const pl_replay_window *w, uint64_t counter);
-void pl_replay_window_commit(pl_replay_window *w, uint64_t counter);
+/* PL_OK, also for a counter that check refuses, which changes nothing; PL_ENOMEM. May move the window. */
+int pl_replay_window_commit(pl_replay_window **w, uint64_t counter);
 
 typedef struct pl_replay {
   pl_replay_window *live[PL_REPLAY_LIVE]; /* newest first; allocated on first use */
   uint32_t live_prefix[PL_REPLAY_LIVE];
   unsigned n_live;
-  uint32_t retired[PL_REPLAY_PREFIXES];
   unsigned n_retired;
+  uint32_t *retired; /* PL_REPLAY_PREFIXES entries, allocated on first use */
   uint64_t newest_at_ns; /* when the newest prefix was first committed */
 } pl_replay;
 

@@ -2,9 +2,9 @@
 #include "check.h"
 #include "replay.h"
 
-static int take(pl_replay_window *w, uint64_t c) {
-  int r = pl_replay_window_check(w, c);
-  if (r == PL_OK) pl_replay_window_commit(w, c);
+static int take(pl_replay_window **w, uint64_t c) {
+  int r = pl_replay_window_check(*w, c);
+  if (r == PL_OK) CHECK(pl_replay_window_commit(w, c) == PL_OK);
   return r;
 }
 
@@ -16,14 +16,13 @@ static void recorded(void) {
     bool accept;
   } seq[] = {{1, true},   {2, true},    {2, false},   {5, true},    {3, true},  {5, false},   {4, true},   {300, true},
              {45, true},  {300, false}, {299, true},  {299, false}, {1000, true}, {745, true}, {1001, true}, {1001, false}};
-  pl_replay_window w;
-  pl_replay_window_init(&w);
+  pl_replay_window *w = pl_replay_window_new();
   for (unsigned i = 0; i < sizeof seq / sizeof *seq; i++) CHECK((take(&w, seq[i].counter) == PL_OK) == seq[i].accept);
+  free(w);
 }
 
 static void edges(void) {
-  pl_replay_window w;
-  pl_replay_window_init(&w);
+  pl_replay_window *w = pl_replay_window_new();
   CHECK(take(&w, 0) == PL_EREPLAY);
   CHECK(take(&w, 1) == PL_OK && take(&w, 0) == PL_EREPLAY);
   uint64_t top = 1 + PL_REPLAY_WINDOW;
@@ -33,11 +32,15 @@ static void edges(void) {
   CHECK(take(&w, UINT64_MAX) == PL_OK && take(&w, UINT64_MAX) == PL_EREPLAY);
   CHECK(take(&w, UINT64_MAX - PL_REPLAY_WINDOW + 1) == PL_OK);
   CHECK(take(&w, UINT64_MAX - PL_REPLAY_WINDOW) == PL_EREPLAY && take(&w, top + 1) == PL_EREPLAY);
-  pl_replay_window before = w;
-  pl_replay_window_commit(&w, 5); /* refused by check: no effect */
-  pl_replay_window_commit(&w, 0);
-  CHECK(!memcmp(&before, &w, sizeof w));
-  CHECK(pl_replay_window_check(&w, 77) == PL_EREPLAY && !memcmp(&before, &w, sizeof w));
+  size_t size = sizeof *w + w->blocks * sizeof w->bits[0];
+  pl_replay_window *before = malloc(size);
+  memcpy(before, w, size);
+  CHECK(pl_replay_window_commit(&w, 5) == PL_OK); /* refused by check: no effect */
+  CHECK(pl_replay_window_commit(&w, 0) == PL_OK);
+  CHECK(!memcmp(before, w, size));
+  CHECK(pl_replay_window_check(w, 77) == PL_EREPLAY && !memcmp(before, w, size));
+  free(before);
+  free(w);
 }
 
 #define SPAN 60000u
@@ -46,8 +49,7 @@ static void against_naive(uint64_t seed) {
   static bool seen[SPAN];
   for (unsigned round = 0; round < 40; round++) {
     memset(seen, 0, sizeof seen);
-    pl_replay_window w;
-    pl_replay_window_init(&w);
+    pl_replay_window *w = pl_replay_window_new();
     uint64_t max = 0, base = check_u64(&seed) % 3 ? 0 : check_u64(&seed) >> 1;
     for (unsigned i = 0; i < 12000; i++) {
       uint64_t r = check_u64(&seed), off;
@@ -66,7 +68,24 @@ static void against_naive(uint64_t seed) {
         if (off > max) max = off;
       }
     }
+    free(w);
   }
+}
+
+/* What it costs: as many blocks as were used, and no more than the window. */
+static void size(void) {
+  pl_replay_window *w = pl_replay_window_new();
+  for (uint64_t c = 1; c < 256; c++) CHECK(take(&w, c) == PL_OK);
+  CHECK(w->blocks == 4);
+  CHECK(take(&w, 256) == PL_OK && w->blocks == 8);
+  for (uint64_t c = 1; c <= 256; c++) CHECK(take(&w, c) == PL_EREPLAY);
+  for (uint64_t c = 257; c < 4 * PL_REPLAY_WINDOW; c += 1 + c % 3) CHECK(take(&w, c) == PL_OK && take(&w, c) == PL_EREPLAY);
+  CHECK(w->blocks == PL_REPLAY_WINDOW / 64 + 1);
+  free(w);
+  w = pl_replay_window_new();
+  CHECK(take(&w, 200) == PL_OK && take(&w, 70000) == PL_OK && w->blocks == PL_REPLAY_WINDOW / 64 + 1);
+  CHECK(take(&w, 200) == PL_EREPLAY && take(&w, 69999) == PL_OK);
+  free(w);
 }
 
 static void prefixes(void) {
@@ -100,6 +119,7 @@ int main(void) {
   recorded();
   edges();
   against_naive(check_seed("test_replay", 1));
+  size();
   prefixes();
   printf("test_replay: ok\n");
   return 0;

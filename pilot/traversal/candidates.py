@@ -138,6 +138,7 @@ class CandidateSet:
     """The ways to one peer, at most MAX_CANDIDATES."""
 
     MAX_CANDIDATES = 12
+    __slots__ = ("_all", "_beacons")
 
     def __init__(self) -> None:
         self._all: dict[tuple[Addr, bool], Candidate] = {}

@@ -60,6 +60,12 @@ RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 45.0)  # the last one repeats
 class PathMachine:
     """Chooses the path to one peer. Call `take()` after every input; call `tick(now)` at `deadline()`."""
 
+    __slots__ = (  # a node may have ten thousand of these
+        "_addressed", "_asked_at", "_died_idle", "_doubted", "_hidden", "_now", "_opening", "_out", "_punching", "_race_from",
+        "_relay_at", "_retries", "_retry_at", "_suspended", "_token", "_ways", "active", "health", "lost_at", "node",
+        "own_nat", "peer_nat", "relay_only", "session", "story", "wanted_until",
+    )
+
     def __init__(self, node: int, *, token: Callable[[], int], hidden: bool = False) -> None:
         """token: yields numbers that are unique in this process. hidden: this node does not show its address
         (relay only)."""

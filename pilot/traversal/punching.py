@@ -22,6 +22,8 @@ ANSWER_S = 3.0
 class Punching:
     """Times in seconds on the machine's clock."""
 
+    __slots__ = ("_due", "_hold_until", "asked", "commanded")
+
     def __init__(self) -> None:
         self.asked = NEVER
         self.commanded = NEVER

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 from pilot.traversal.candidates import Candidate, Source, Tier
@@ -49,9 +48,11 @@ def _port_moved(direct: list[Candidate]) -> bool:
 class Story:
     """History of decisions. `fresh` holds those the owner has not collected yet."""
 
+    __slots__ = ("_told", "fresh", "history", "node", "punch_arranged")
+
     def __init__(self, node: int) -> None:
         self.node = node
-        self.history: deque[Decision] = deque(maxlen=HISTORY)
+        self.history: list[Decision] = []  # a deque would cost every peer 600 bytes
         self.fresh: list[Decision] = []
         self.punch_arranged = False  # a beacon sent a command in the present race
         self._told = ""  # kind of path last announced
@@ -79,6 +80,7 @@ class Story:
             None if overhead is None else round(overhead * 1e3, 3),
         )
         self.history.append(decision)
+        del self.history[:-HISTORY]
         self.fresh.append(decision)
 
     def connected(

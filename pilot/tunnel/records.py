@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -46,16 +46,15 @@ class PeerRecord:
     pending: Session | None = None
     pending_from: Addr | None = None
     probes: int = 0  # sent for `pending`
-    old: OrderedDict[bytes, float] = field(default_factory=OrderedDict)  # X25519 key: refused until
+    old: dict[bytes, float] = field(default_factory=dict)  # X25519 key: refused until; the newest last
     want_until: float = NEVER
     attempts: int = 0
     next_send: float | None = None
     replied_at: float = NEVER
     hinted_at: float = NEVER
     reported_at: float = NEVER
-    _sent: tuple[deque[float], deque[float]] = field(
-        default_factory=lambda: (deque(maxlen=FRAMES_PER_S), deque(maxlen=FRAMES_PER_S))
-    )
+    _sent: tuple[float, ...] = ()  # when frames went out within the last second, directly
+    _sent_relay: tuple[float, ...] = ()
 
     @property
     def identity(self) -> bytes | None:
@@ -73,18 +72,21 @@ class PeerRecord:
 
     def may_send(self, relay: bool, now: float) -> bool:
         """Counts one frame on a route; False if the peer would drop it for its rate."""
-        times = self._sent[relay]
-        if len(times) == FRAMES_PER_S and now - times[0] < 1.0:
+        times = tuple(t for t in (self._sent_relay if relay else self._sent) if now - t < 1.0)
+        if len(times) >= FRAMES_PER_S:
             return False
-        times.append(now)
+        if relay:
+            self._sent_relay = (*times, now)
+        else:
+            self._sent = (*times, now)
         return True
 
     def remember_old(self, public: bytes, until: float) -> None:
         """Refuses an X25519 key of this peer until then."""
+        self.old.pop(public, None)
         self.old[public] = until
-        self.old.move_to_end(public)
         if len(self.old) > MAX_OLD_KEYS:
-            self.old.popitem(last=False)
+            del self.old[next(iter(self.old))]
 
     def is_old(self, public: bytes, now: float) -> bool:
         """The key was replaced by a proved one, or failed the proof lately."""
