@@ -13,6 +13,7 @@ from pilot.errors import PilotError
 from pilot.trust.handshake import REQUEST, REVOKE
 from pilot.trust.message import MAX_BYTES, HandshakeMessage, MessageError
 from pilot.trust.relay import TrustRegistry
+from pilot.trust.store import MAX_TOLD
 
 if TYPE_CHECKING:
     from pilot.services.stream import OverlayStream, StreamHub
@@ -26,7 +27,6 @@ HEAD_START_S = 1.0  # a request goes directly; after that the registry is asked 
 REVOKE_DIAL_S = 5.0  # the peer's connections end after the notice, so it must not be able to hold it up
 REPLAY_S = 610
 AHEAD_S = 20  # receivers take clocks that are up to 30 s ahead
-MAX_STAMPS = 1024
 LINGER_S = 0.5
 LINGER_STEPS = 25
 
@@ -41,15 +41,16 @@ class Courier:
         public_key: bytes,
         sign: Callable[[bytes], bytes],
         now: Callable[[], float],
+        told: OrderedDict[tuple[int, str], int],
     ) -> None:
         """own_node: this node's number at present. public_key (32 bytes), sign (plain Ed25519): its identity.
-        now: Unix seconds."""
+        now: Unix seconds. told: times of the last messages by node and type; kept here, and by the owner across restarts."""
         self._own_node = own_node
         self._hub = hub
         self.public_key = public_key
         self._sign = sign
         self._now = now
-        self._stamps: OrderedDict[tuple[int, str], int] = OrderedDict()
+        self._stamps = told
 
     async def deliver(self, node: int, type_: str, *, justification: str = "", reason: str = "") -> bool:
         """One message to `node`; False if it was not reached. True says that the message has left."""
@@ -105,7 +106,7 @@ class Courier:
         last = self._stamps.pop((node, type_), 0)
         stamp = min(max(now, last + 1), now + AHEAD_S)
         self._stamps[node, type_] = stamp
-        if len(self._stamps) > MAX_STAMPS:
+        while len(self._stamps) > MAX_TOLD or next(iter(self._stamps.values())) <= now - REPLAY_S:
             self._stamps.popitem(last=False)
         return stamp
 

@@ -95,7 +95,7 @@ class TrustService:
         self._paths = paths
         self._emit = emit
         self._now = now
-        self._courier = Courier(hub, lambda: machine.own_node, public_key, sign, now)
+        self._courier = Courier(hub, lambda: machine.own_node, public_key, sign, now, self.store.told)
         self._relay = RelayPoller(registry, self._relayed, lambda: bool(self.store.requested), clock)
         self._open = 0
         # One thread: a later state never loses to an earlier one that is still being written.
@@ -249,6 +249,8 @@ class TrustService:
                 await self._save()
             raise
         self._relay.hurry()
+        self.machine.changed = True  # the store holds when the request left
+        await self._save()
 
     # ---- port 444 and the registry's inbox ----
 
@@ -350,6 +352,8 @@ class TrustService:
             return  # revoked meanwhile
         repeated = type_ == ACCEPT and self._courier.lately(node, ACCEPT)
         reached = await self._courier.deliver(node, type_, reason=reason)
+        self.machine.changed = True  # the store holds when it left
+        await self._save()
         if not reached and type_ in (ACCEPT, REJECT):
             self._respond(node, type_ == ACCEPT)
         if repeated:

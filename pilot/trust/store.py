@@ -1,7 +1,7 @@
 """Who this node trusts, who asked, who was sent away: `trust.json` (services.md section 2, "Persistence").
 
 Both generations of the file are read; the later one is written, mode 0600, atomically, with our own open requests under
-`requested`, which other implementations ignore. What others wrote beyond that is kept as it is. A file that cannot be read
+`requested` and the times of our last messages under `told`, which other implementations ignore. What others wrote beyond that is kept as it is. A file that cannot be read
 to its last row is refused, never replaced: it is the only copy. A trusted entry pins the peer's key: once known it never
 changes without a revocation.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ MAX_BYTES = 64 << 20
 MAX_TRUSTED = 65536
 MAX_PENDING = 256
 MAX_REQUESTED = 1024
+MAX_TOLD = 1024
 PENDING_S = 30 * 86400.0
 RESTORE = "restore it from a backup, or move it away to start without trusted peers"
 KNOWN = {
@@ -31,6 +33,7 @@ KNOWN = {
     "pending": {"node_id", "public_key", "justification", "received_at"},
     "revoked": {"node_id", "until"},
     "requested": {"node_id", "sent_at"},
+    "told": {"node_id", "type", "sent_at"},
 }
 
 
@@ -64,6 +67,7 @@ class TrustStore:
     pending: dict[int, PendingRequest] = field(default_factory=dict)
     revoked: dict[int, float] = field(default_factory=dict)  # node: ignore its accepts until (Unix time)
     requested: dict[int, float] = field(default_factory=dict)  # node: when we asked for its trust
+    told: OrderedDict[tuple[int, str], int] = field(default_factory=OrderedDict)  # node, type of message: time of the last one
     foreign: dict[str, Any] = field(default_factory=dict)  # parts of the file that are not ours
     _extra: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # the same of a row, by (part, node)
 
@@ -98,6 +102,8 @@ class TrustStore:
             data["revoked"] = [{"node_id": n, "until": _rfc3339(t)} for n, t in self.revoked.items()]
         if self.requested:
             data["requested"] = [{"node_id": n, "sent_at": _rfc3339(t)} for n, t in self.requested.items()]
+        if self.told:
+            data["told"] = [{"node_id": n, "type": type_, "sent_at": _rfc3339(t)} for (n, type_), t in self.told.items()]
         for part, rows in data.items():
             for row in rows or ():
                 row.update(self._extra.get((part, row["node_id"]), {}))
@@ -131,6 +137,7 @@ class TrustStore:
             ("pending", self._read_pending),
             ("revoked", self._read_revoked),
             ("requested", self._read_requested),
+            ("told", self._read_told),
         ):
             rows = data.pop(name, None)
             if not isinstance(rows, list | None):
@@ -177,6 +184,11 @@ class TrustStore:
     def _read_requested(self, row: dict[str, Any]) -> int:
         node = _node(row["node_id"])
         self.requested[node] = _unix(row["sent_at"])
+        return node
+
+    def _read_told(self, row: dict[str, Any]) -> int:
+        node = _node(row["node_id"])
+        self.told[node, str(row["type"])] = int(_unix(row["sent_at"]))
         return node
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import itertools
 import json
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,19 @@ async def test_a_request_soon_after_another_goes_through_the_registry_too(world:
     assert world.registry.requests[2][1]["justification"] == "second"
 
 
+async def test_a_restart_does_not_forget_what_was_said(world: World, tmp_path: Path) -> None:
+    """Neither do the peers: the second request is a replay to them, though another process made it."""
+    ann, bob = world.node(1, path=tmp_path / "trust.json"), world.node(2)
+    await ann.trust.send(2)
+    await until(lambda: 1 in bob.trust.store.pending)
+    await bob.trust.reject(1)
+    await until(lambda: 2 not in ann.trust.store.requested)
+    await ann.trust.close()
+    world.nodes.remove(ann)
+    await world.node(1, path=tmp_path / "trust.json").trust.send(2, "again")
+    assert world.registry.requests[2][1]["justification"] == "again"
+
+
 async def test_an_accept_soon_after_another_goes_through_the_registry_too(world: World) -> None:
     """Published daemons take a second accept within ten minutes for a replay; a request of the node that they ask is consent."""
     ann, bob = world.node(1), world.node(2)
@@ -464,7 +478,7 @@ async def test_messages_fit_one_segment(world: World) -> None:
     await ann.trust.send(2, "<&>" * 1000)
     await until(lambda: 1 in bob.trust.store.pending)
     assert set(bob.trust.store.pending[1].justification) == set("<&>")
-    data = courier.Courier(ann.hub, lambda: 1, ann.public, ann.key.sign, lambda: NOW).message(  # type: ignore[arg-type]
+    data = courier.Courier(ann.hub, lambda: 1, ann.public, ann.key.sign, lambda: NOW, OrderedDict()).message(  # type: ignore[arg-type]
         2, REQUEST, justification="<" * 5000, reason="&" * 5000
     )
     assert len(data) < 4096 and json.loads(data)["node_id"] == 1
