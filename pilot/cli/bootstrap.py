@@ -75,6 +75,20 @@ def _check(what: str, key: str, value: str) -> None:
         raise usage(f"{what}: {key} must be true or false, got {value}")
 
 
+def quickstart(s: Session) -> None:
+    """The first steps, as text, with `--json` too."""
+    print(
+        "Set this node up, once:\n"
+        "  pilotctl init --hostname NAME --registry HOST:9000\n"
+        "  pilotctl daemon start\n\n"
+        "Find a node, ask it for trust, talk to it:\n"
+        "  pilotctl find NAME\n"
+        '  pilotctl handshake NAME "why we should talk"      # there: pilotctl pending, pilotctl approve NAME\n'
+        '  pilotctl send-message NAME --data "hello" --wait\n\n'
+        "All commands: pilotctl help"
+    )
+
+
 def version(s: Session) -> None:
     """Prints the bare version, with `--json` too."""
     from pilot import __version__

@@ -21,6 +21,7 @@ class Command(NamedTuple):
 _TRUST = "[--no-auto-handshake]"
 _COUNT = "[--count <n>]"
 _TIMEOUT = "[--timeout <duration>]"
+_ADMIN = "[--admin-token <token>]"
 
 COMMANDS: dict[str, Command] = {
     # set-up and the daemon
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Command] = {
         "write ~/.pilot/config.json", "config_path, registry, beacon, socket, hostname, public"),
     "config": Command("bootstrap.config", ("[--set <key=value>]",), "show or change the configuration", "the configuration"),
     "context": Command("bootstrap.context", ("[<command>]",), "describe all commands for programs", "this catalog"),
+    "quickstart": Command("bootstrap.quickstart", (), "how to get started", "text"),
     "version": Command("bootstrap.version", (), "print the version", "the version"),
     "daemon start": Command(
         "daemon.start",
@@ -61,6 +63,8 @@ COMMANDS: dict[str, Command] = {
     "set-private": Command("discovery.set_private", (), "only trusted nodes find this one", "the registry's reply"),
     "set-tags": Command("discovery.set_tags", ("<tag>", "[<tag>]", "[<tag>]"), "tag this node", "node_id, tags"),
     "clear-tags": Command("discovery.clear_tags", (), "remove all tags", "tags"),
+    "enable-tasks": Command("discovery.enable_tasks", (), "say in the registry that this node takes tasks", "node_id, task_exec"),
+    "disable-tasks": Command("discovery.disable_tasks", (), "say that it takes none", "node_id, task_exec"),
     "set-webhook": Command("discovery.set_webhook", ("<url>",), "post events to a URL", "webhook, applied"),
     "clear-webhook": Command("discovery.clear_webhook", (), "stop posting events", "webhook, applied"),
     # trust
@@ -105,7 +109,17 @@ COMMANDS: dict[str, Command] = {
         "mailbox.received", ("[--clear]", "[--limit <n>]"), "files that came", "files: name, bytes, modified, path; total, dir"),
     "inbox": Command(
         "mailbox.inbox", ("[--clear]", "[--limit <n>]", "[--from <address>]"), "messages that came", "messages; total, dir"),
+    # signed requests
+    "sign-request": Command(
+        "signing.sign", ("--audience <name>", "[--body <text>]", "[--body-file <path>]", "[--body-hash <hex>]"),
+        "sign a request in the name of this node, for services outside the network", "envelope, signature, address"),
+    "verify-request": Command(
+        "signing.verify", ("--envelope <text>", "--signature <base64>", "[--standing]", "[--max-skew <seconds>]"),
+        "check who signed a request; exit status 1 if it is not valid", "valid, reason, node_id, address, trusted"),
     # diagnostics
+    "prefer-direct": Command(
+        "paths.prefer_direct", ("<target>",), "look for a direct path to a node that is reached by the relay",
+        "node_id, had_tunnel, was_relay_active, was_relay_pinned, pila_pushed, resolve_error"),
     "peers": Command("diagnostics.peers", ("[--search <text>]", "[--limit <n>]"), "nodes with a tunnel", "peers; total"),
     "connections": Command("diagnostics.connections", (), "open streams", "connections; total"),
     "disconnect": Command("diagnostics.disconnect", ("<conn_id>",), "close a stream", "conn_id"),
@@ -127,17 +141,31 @@ COMMANDS: dict[str, Command] = {
     "network join": Command("networks.join", ("<network>", "[--token <token>]"), "join a network", "the registry's reply"),
     "network leave": Command("networks.leave", ("<network>",), "leave a network", "the registry's reply"),
     "network members": Command("networks.members", ("<network>",), "nodes of a network", "nodes"),
+    "network invite": Command("networks.invite", ("<network>", "<target>"), "invite a node", "the registry's reply"),
+    "network invites": Command("networks.invites", (), "invitations for this node", "invites"),
+    "network accept": Command("networks.accept", ("<network>",), "accept an invitation", "the registry's reply"),
+    "network reject": Command("networks.reject", ("<network>",), "decline an invitation", "the registry's reply"),
+    "network create": Command(
+        "networks.create", ("--name <name>", "[--join-rule <open or token>]", "[--token <token>]", _ADMIN),
+        "make a network; this node owns it", "network_id, name"),
+    "network rename": Command("networks.rename", ("<network>", "<name>", _ADMIN), "rename a network", "network_id, name"),
+    "network delete": Command("networks.delete", ("<network>", _ADMIN), "delete a network", "network_id"),
+    "broadcast": Command(
+        "networks.broadcast", ("<network>", "<message>", "[--port <port>]", _ADMIN),
+        "a datagram to every member of a network (port 1000)", "network_id, port, bytes"),
 }  # fmt: skip
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Set-up", ("init", "config", "daemon start", "daemon stop", "daemon status", "context", "version")),
+    ("Set-up", ("init", "config", "daemon start", "daemon stop", "daemon status", "context", "quickstart", "version")),
     ("This node", ("info", "health", "set-hostname", "clear-hostname", "set-public", "set-private", "set-tags",
-                   "clear-tags", "set-webhook", "clear-webhook", "register", "deregister", "rotate-key")),
+                   "clear-tags", "set-webhook", "clear-webhook", "enable-tasks", "disable-tasks", "register", "deregister",
+                   "rotate-key", "sign-request", "verify-request")),
     ("Trust", ("find", "lookup", "handshake", "pending", "approve", "reject", "trust", "untrust")),
     ("Communication", ("connect", "send", "recv", "send-message", "inbox", "send-file", "received", "publish",
                        "subscribe", "dgram", "listen")),
-    ("Diagnostics", ("ping", "traceroute", "bench", "path", "peers", "connections", "disconnect")),
-    ("Networks", ("network list", "network join", "network leave", "network members")),
+    ("Diagnostics", ("ping", "traceroute", "bench", "path", "prefer-direct", "peers", "connections", "disconnect")),
+    ("Networks", ("network list", "network join", "network leave", "network members", "network invite", "network invites",
+                  "network accept", "network reject", "network create", "network rename", "network delete", "broadcast")),
 )  # fmt: skip
 
 

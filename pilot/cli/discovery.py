@@ -100,6 +100,16 @@ def clear_tags(s: Session) -> None:
     s.out.done({"tags": []}, "tags cleared")
 
 
+def enable_tasks(s: Session) -> None:
+    """The registry tells that this node takes tasks."""
+    s.out.done(s.client.set_task_exec(True))
+
+
+def disable_tasks(s: Session) -> None:
+    """The registry tells no more that this node takes tasks."""
+    s.out.done(s.client.set_task_exec(False))
+
+
 def set_webhook(s: Session) -> None:
     """Where the daemon posts events."""
     url = s.args.need("url")[0]

@@ -56,6 +56,8 @@ def _run(words: list[str], out: Output) -> int:
         return 0
     if words[0] == "--version":
         words[0] = "version"
+    if words[0] == "extras" and len(words) > 1:  # the published program keeps operators' commands behind this word
+        words = words[1:]
     name = words[0]
     if name not in COMMANDS and len(words) > 1 and f"{name} {words[1]}" in COMMANDS:
         name = f"{name} {words[1]}"
@@ -87,6 +89,11 @@ def _call(target: str, args: Args, out: Output) -> int:
 
 
 def _unknown(words: list[str], out: Output) -> int:
+    from pilot.cli.elsewhere import refusal
+
+    refused = refusal(words)
+    if refused is not None:
+        raise refused
     group = any(n.startswith(f"{words[0]} ") for n in COMMANDS)
     typed = " ".join(words[:2] if group else words[:1])
     if group and (len(words) < 2 or words[1] in _HELP):

@@ -77,6 +77,17 @@ def _describe(label: str, reply: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def prefer_direct(s: Session) -> None:
+    """The daemon forgets that the peer needed the relay, and looks for a direct path at once."""
+    s.args.need("target")
+    target = s.target(s.args.at(0))
+    reply = s.client.prefer_direct(target.address.node)
+    text = f"looking for a direct path to {target.label}"
+    if reply.get("resolve_error"):
+        text += f"\nnote: {clean(str(reply['resolve_error']))}"
+    s.out.done(reply, f"{text}; pilotctl path {target.typed} shows what comes of it")
+
+
 def connected_text(state: PathState) -> str:
     """`Connected via hole-punch (encrypted, 12ms)`."""
     details = ["encrypted" if state.encrypted else "not encrypted"] if state.encrypted is not None else []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pilot.daemon import info
+from pilot.daemon import envelopes, info
 from pilot.daemon.ipc import Client, Handler, Refusal, Reply
 from pilot.errors import PilotError
 from pilot.registry.calls import signature
+from pilot.trust.relay import read_key
 from pilot.trust.store import key_text
 from pilot.wire import ipc_networks as net
 from pilot.wire import ipc_requests as rq
@@ -50,8 +52,11 @@ class NodeCommands:
             rq.SetVisibility: self._set_visibility,
             rq.Deregister: self._deregister,
             rq.SetTags: self._set_tags,
+            rq.SetTaskExec: self._set_task_exec,
             rq.SetWebhook: self._set_webhook,
             rq.RotateKey: self._rotate_key,
+            rq.SignEnvelope: self._sign_envelope,
+            rq.VerifyEnvelope: self._verify_envelope,
             rq.PreferDirect: self._prefer_direct,
             rq.PathInfo: self._path,
             net.NetworkList: self._network_list,
@@ -146,6 +151,9 @@ class NodeCommands:
     async def _set_tags(self, client: Client, request: rq.SetTags) -> Reply:
         return await _passed(self._node.registration.set_tags(request.tags))
 
+    async def _set_task_exec(self, client: Client, request: rq.SetTaskExec) -> Reply:
+        return await _passed(self._node.registry.set_task_exec(request.on))
+
     def _set_webhook(self, client: Client, request: rq.SetWebhook) -> Reply:
         try:
             self._node.webhook.set_url(request.url)
@@ -157,6 +165,58 @@ class NodeCommands:
 
     async def _rotate_key(self, client: Client, request: rq.RotateKey) -> Reply:
         return _json(await self._node.rotation.rotate())
+
+    # ---- signed requests ----
+
+    def _sign_envelope(self, client: Client, request: rq.SignEnvelope) -> Reply:
+        node = self._node
+        made = str(envelopes.requested(request.fields, node.registration.address, int(time.time()), os.urandom(8).hex()))
+        return _json(
+            {
+                "type": "sign_envelope_ok",
+                "envelope": made,
+                "signature": signature(node.identity, made),
+                "address": str(node.registration.address),
+            }
+        )
+
+    async def _verify_envelope(self, client: Client, request: rq.VerifyEnvelope) -> Reply:
+        fields = request.fields
+        text, signed = str(fields.get("envelope") or ""), str(fields.get("signature") or "")
+        skew = fields.get("max_skew_secs")
+        skew = skew if type(skew) is int and skew > 0 else envelopes.MAX_SKEW_S
+        envelope, reason = envelopes.fault(text, signed, int(time.time()), skew)
+        if envelope is None:
+            return _json({"type": "verify_envelope_ok", "valid": False, "reason": reason})
+        signer = envelope.address.node
+        peer = self._node.trust.store.trusted.get(signer)
+        own = signer == self._node.node_id
+        key = self._node.identity.public_key if own else peer.public_key if peer else b""
+        standing: Json = {}
+        if not key or fields.get("check_standing") is True:
+            try:
+                entry = await self._node.registry.lookup(signer)
+            except PilotError as error:
+                if key or error.retryable:
+                    raise PilotError(error.code, f"registry: {error.message}", error.hint, error.retryable) from None
+                return _json({"type": "verify_envelope_ok", "valid": False, "reason": "unknown node"})
+            standing = {k: entry[k] for k in ("last_seen_unix", "online", "key_generation") if k in entry}
+            via, key = ("cache", key) if key else ("registry", read_key(entry) or b"")
+        else:
+            via = "cache"
+        if not key or not envelopes.signed_by(key, text, signed):
+            return _json({"type": "verify_envelope_ok", "valid": False, "reason": "signature verification failed"})
+        return _json(
+            {
+                "type": "verify_envelope_ok",
+                "valid": True,
+                "node_id": signer,
+                "address": str(envelope.address),
+                "verified_via": via,
+                "trusted": own or peer is not None,
+                **standing,
+            }
+        )
 
     # ---- networks ----
 

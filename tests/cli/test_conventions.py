@@ -16,6 +16,7 @@ from fakedaemon import FakeNode, Peer, Scripted, wait_for
 
 from pilot.cli.args import Args, parse_duration
 from pilot.cli.commands import COMMANDS, GROUPS
+from pilot.cli.elsewhere import ELSEWHERE
 from pilot.cli.settings import Settings
 from pilot.errors import PilotError
 
@@ -34,6 +35,23 @@ def test_unknown_command(run) -> None:
     assert ran.err.startswith("unknown command: frobnicate\n\nUsage:")
     ran = run("frobnicate", "--json")
     assert (ran.status, ran.error["code"], ran.error["message"]) == (1, "invalid_argument", "unknown command: frobnicate")
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+def test_what_others_do_is_refused_with_a_reason(run, name: str) -> None:
+    for words in (name.split(), ["extras", *name.split(), "--help"]):
+        ran = run("--json", *words, "list")
+        assert (ran.status, ran.error["code"]) == (1, "not_supported")
+        assert ran.error["message"].startswith(f"{name}: ")
+        assert ran.error.get("hint", "") == ELSEWHERE[name][1]
+    assert run(*name.split()).err.startswith(f"error: {name}: ")
+    assert name not in COMMANDS
+
+
+def test_operators_commands_may_stand_behind_extras(run, node: FakeNode) -> None:
+    """The published program wants them there."""
+    assert run("--json", "extras", "set-tags", "robot").data["tags"] == ["robot"]
+    assert run("extras").status == 2
 
 
 def test_no_daemon(run, home: Path) -> None:

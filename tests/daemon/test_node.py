@@ -78,7 +78,7 @@ async def test_recorded_error_texts(world: World) -> None:
         if vector["text"].startswith("close:"):
             continue
         assert await client.ask(bytes.fromhex(vector["hex"])) == vector["text"]
-    assert await client.ask(bytes.fromhex("000000021d01")) == "unknown command: 0x1D"
+    assert await client.ask(bytes.fromhex("0000000170")) == "unknown command: 0x70"
 
 
 async def test_frames_that_are_not_answered(world: World) -> None:
@@ -235,6 +235,35 @@ async def test_attributes_go_to_the_registry_and_into_info(world: World) -> None
     assert await ca.ask(net.ManagedStatus(3)) == "managed: no active managed networks"
     assert (await ca.ask(net.PolicyGet(3)))["engine"] == "none"
     assert "no admin token" in await ca.ask(rq.Broadcast(1, 6000, "tok", b"hi"))
+
+
+async def test_a_node_says_that_it_takes_tasks(world: World) -> None:
+    client = await (await world.agent("alpha")).client()
+    for on in (True, False):
+        assert await client.ask(rq.SetTaskExec(on)) == {"type": "set_task_exec_ok", "node_id": 1, "task_exec": on}
+
+
+async def test_signed_requests(world: World) -> None:
+    """What one node signs, the other ascribes to it and to nobody else, with the key it has or with the registry's."""
+    a, b = await world.agent("alpha"), await world.agent("bravo")
+    ca, cb = await a.client(), await b.client()
+    made = await ca.ask(rq.SignEnvelope({"audience": "shop", "body_b64": "eA=="}))
+    fields = {k: made[k] for k in ("envelope", "signature")}
+    assert made["envelope"].split("|")[-2:] == ["2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881", "shop"]
+    found = await cb.ask(rq.VerifyEnvelope(fields))
+    assert found == {
+        "type": "verify_envelope_ok", "valid": True, "node_id": a.number, "address": str(a.address), "verified_via": "registry",
+        "trusted": False,
+    }  # fmt: skip
+    assert (await ca.ask(rq.VerifyEnvelope(fields)))["verified_via"] == "cache"
+    other = {**fields, "envelope": fields["envelope"].replace("00000001", f"{b.number:08x}", 1)}
+    assert await cb.ask(rq.VerifyEnvelope(other)) == {
+        "type": "verify_envelope_ok", "valid": False, "reason": "signature verification failed",
+    }  # fmt: skip
+    nobody = {**fields, "envelope": fields["envelope"].replace("00000001", "00000063", 1)}
+    assert (await cb.ask(rq.VerifyEnvelope(nobody)))["reason"] == "unknown node"
+    assert (await cb.ask(rq.VerifyEnvelope({**fields, "check_standing": True})))["valid"]
+    assert (await ca.ask(rq.SignEnvelope({"audience": "a|b", "body_b64": ""}))).startswith("sign_envelope: ")
 
 
 async def test_a_public_node_can_be_dialled_by_strangers_until_it_is_private(world: World) -> None:

@@ -285,7 +285,12 @@ class FakeNode(Scripted):
             0x1B: lambda: {"webhook": body.decode()},
             0x1F: lambda: {"networks": [{"id": 1, "name": "home", "join_rule": "open", "members": 2}]},
             0x21: lambda: {"status": "ok", "uptime_seconds": 5, "connections": 1, "peers": 1, "bytes_sent": 1, "bytes_recv": 2},
+            0x1D: lambda: {"type": "set_task_exec_ok", "node_id": 8, "task_exec": body == b"\1"},
             0x25: lambda: {"type": "rotate_key_ok", "node_id": 8},
+            0x29: lambda: None,
+            0x2D: lambda: {"node_id": int.from_bytes(body, "big"), "had_tunnel": False, "resolve_error": ""},
+            0x33: lambda: {"envelope": json.loads(body)["body_hash"], "signature": "c2ln", "address": "1:0001.0000.0008"},
+            0x35: lambda: {"valid": json.loads(body)["signature"] == "c2ln", "node_id": 8, "reason": "nonsense"},
         }
         if code == 0x60 and self.path_info is not None:
             return ok(self.path_info)
@@ -293,7 +298,7 @@ class FakeNode(Scripted):
             return frame(0x3A)
         if code in simple:
             value = simple[code]()
-            return frame(0x02, body) if code == 0x01 else ok(value)
+            return frame(code + 1, body if code == 0x01 else b"") if value is None else ok(value)
         return error(f"unknown command: 0x{code:02X}")
 
     def _trust(self, body: bytes, ok: Callable[[Any], bytes]) -> bytes:
