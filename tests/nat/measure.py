@@ -67,11 +67,11 @@ class Flow:
             await self._stack.aclose()
 
     def gap(self, since: float = 0.0) -> float:
-        """The longest pause between arrivals beyond the sender's own, seconds."""
+        """The longest pause between arrivals beyond the sender's own, seconds, of those that ended after `since` (monotonic)."""
         pauses = [
             there[1] - there[0] - max(0.0, here[1] - here[0] - PERIOD_S)
             for here, there in zip(pairwise(self.sent), pairwise(self.arrived), strict=False)
-            if here[1] > since
+            if there[1] > since
         ]
         return max(pauses, default=0.0)
 
