@@ -24,7 +24,7 @@ from websockets.server import ServerProtocol
 MAX_FRAME = 64 << 10
 WRITE_HIGH = 256 << 10  # bytes the socket does not take before the connection counts as congested
 UNSENT_LOW = 128 << 10  # bytes the kernel may hold unsent: more would only be delay
-UNREAD_MAX = 4 << 20  # bytes a client may make us hold; only pongs and long replies of a stream get that far
+UNREAD_MAX = 4 << 20  # bytes the other side may make us hold; only pongs and long replies of a stream get that far
 CLOSE_S = 2.0  # for the other side's part in closing
 
 # The library would log every frame, contents included.
@@ -43,8 +43,11 @@ class WebSocket(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.congested = False
         self._closing: asyncio.TimerHandle | None = None
-        self._parts: list[bytes] = []  # of a message in several frames
-        self._parts_size = 0
+        self.unread_max = UNREAD_MAX
+        self.frames = 0  # received
+        self._parts = bytearray()  # of a message in several frames: empty ones cost nothing
+        self._parts_kind: Opcode | None = None
+        self._holds: set[str] = set()
         self._ended = False
 
     # For subclasses
@@ -105,6 +108,19 @@ class WebSocket(asyncio.Protocol):
 
     # Use
 
+    def hold(self, who: str) -> None:
+        """Nothing is read until everybody who holds the connection has released it."""
+        if not self._holds and self.transport is not None:
+            self.transport.pause_reading()
+        self._holds.add(who)
+
+    def release(self, who: str) -> None:
+        """Undoes hold(). Idempotent."""
+        if who in self._holds:
+            self._holds.discard(who)
+            if not self._holds and self.transport is not None:
+                self.transport.resume_reading()
+
     @property
     def open(self) -> bool:
         """Messages can be sent."""
@@ -154,7 +170,9 @@ class WebSocket(asyncio.Protocol):
     def _work(self) -> None:
         """Deals with what the machine made of the input. One flush at the end answers all of it."""
         messages: list[bytes] = []
-        for event in self.ws.events_received():
+        events = self.ws.events_received()
+        self.frames += len(events)
+        for event in events:
             if isinstance(event, Request):
                 self._respond(event)
             elif isinstance(event, Response):
@@ -183,17 +201,15 @@ class WebSocket(asyncio.Protocol):
         elif frame.opcode is Opcode.BINARY and frame.fin:
             messages.append(bytes(frame.data))
         elif frame.opcode is Opcode.CONT:
-            if self._parts:
-                self._parts.append(bytes(frame.data))
-            if frame.fin and self._parts:
-                kind, *parts = self._parts
-                self._parts = []
-                if kind == b"t":
-                    self._text(b"".join(parts))
+            self._parts += frame.data
+            if frame.fin:
+                whole, self._parts = bytes(self._parts), bytearray()
+                if self._parts_kind is Opcode.TEXT:
+                    self._text(whole)
                 else:
-                    messages.append(b"".join(parts))
+                    messages.append(whole)
         else:
-            self._parts = [b"t" if frame.opcode is Opcode.TEXT else b"b", bytes(frame.data)]
+            self._parts_kind, self._parts = frame.opcode, bytearray(frame.data)
 
     def _text(self, data: bytes | bytearray | memoryview) -> None:
         try:
@@ -210,7 +226,7 @@ class WebSocket(asyncio.Protocol):
         data = b"".join(writes)
         if data and not self.transport.is_closing():
             self.transport.write(data)
-            if self.transport.get_write_buffer_size() > UNREAD_MAX:
+            if self.transport.get_write_buffer_size() > self.unread_max:
                 self.transport.abort()
         if writes and writes[-1] == b"":  # the machine's word for the end of our side
             self.transport.close()
@@ -263,12 +279,10 @@ class StreamTransport(asyncio.Transport):
         return self._closed or not self._socket.open
 
     def pause_reading(self) -> None:
-        if self._socket.transport is not None:
-            self._socket.transport.pause_reading()
+        self._socket.hold("stream")
 
     def resume_reading(self) -> None:
-        if self._socket.transport is not None:
-            self._socket.transport.resume_reading()
+        self._socket.release("stream")
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if self._socket.transport is not None:

@@ -2,7 +2,7 @@
 
 service   the beacon as a whole: socket, gossip, what the registry tells it, counters
 peers     which other beacons there are: given names, resolved again and again, and the registry's list
-wss       nodes without UDP, over WebSockets on TCP 443
+wss       nodes without UDP, over WebSockets on TCP 443; wss_session: one connection of these
 gossip    telling the peers who is here, in rounds and at once when somebody comes
 notify    "the registry holds something for you" (0x0A), at most once a second and node
 """

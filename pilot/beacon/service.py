@@ -196,7 +196,7 @@ class Beacon:
 
         async def report() -> None:
             stats = self.stats()
-            now = {name: stats[name] for name in _REPORTED}
+            now = {name: value for name, value in stats.items() if name in _REPORTED or name.startswith("wss_")}
             if now != before:
                 before.update(now)
                 log.info("beacon counters", extra=now)

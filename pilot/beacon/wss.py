@@ -8,39 +8,24 @@ native relay decides where they go and on whose word.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import errno
-import json
 import logging
-import secrets
 import ssl
-import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
-
-from websockets.http11 import Request, Response
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
 
 from pilot._core import CoreError, RelayLoop
+from pilot.beacon.wss_session import GOING_AWAY, POLICY, Session
 from pilot.errors import PilotError
-from pilot.registry.endpoint import join, plain_ip
+from pilot.registry.endpoint import ip_group, join
+from pilot.registry.listener import Limits, Listener
 from pilot.registry.signatures import Verifier
-from pilot.websocket import MAX_FRAME, QUIET, StreamSocket
 
 log = logging.getLogger("pilot.beacon.wss")
 
-PATH = "/v1/compat"
-REGISTRY_PATH = "/v1/registry"
-SUBPROTOCOL = Subprotocol("pilot.v1")
-POLICY = 1008
-GOING_AWAY = 1001
 TRY_LATER = 1013
-NOTIFY = "notify"  # what a client of ours says that it accepts besides 0x06
 
 KeyOf = Callable[[int], Awaitable[bytes | None]]
 
@@ -58,154 +43,12 @@ class WssConfig:
     fresh_s: float = 30.0  # age of a challenge that is still answered
     idle_s: float = 90.0  # without a binary message
     max_connections: int = 20_000
-    max_per_ip: int = 1000  # a company may sit behind one address
-
-
-def signed_text(node: int, ts: int, nonce: str) -> bytes:
-    """What a client signs to be taken for `node`."""
-    return f"compat_auth:{node}:{ts}:{nonce}".encode()
-
-
-class _Session(StreamSocket):
-    """One connection: a health check, a node, or a stream to the registry; which, its request says."""
-
-    def __init__(self, server: WssServer) -> None:
-        super().__init__(
-            ServerProtocol(
-                subprotocols=[SUBPROTOCOL], select_subprotocol=_select, extensions=[], max_size=MAX_FRAME, logger=QUIET
-            )
-        )
-        self._server = server
-        self._path = ""
-        self._timer: asyncio.TimerHandle | None = None
-        self._nonce = secrets.token_bytes(32).hex()
-        self._ts = 0
-        self._asked = False  # a reply to the challenge is being judged
-        self.ip = ""  # of the TCP connection
-        self.peer: tuple[str, int] = ("", 0)  # the client, as far as we are told
-        self.node = 0  # proved
-        self.notifies = False
-        self.heard = 0.0  # loop time of the last binary message
-
-    # The connection
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        name = transport.get_extra_info("peername")
-        self.ip = plain_ip(name[0]) if name else ""
-        self.peer = (self.ip, name[1] if name else 0)
-        if not name or not self._server.admit(self):
-            self.abort()
-            return
-        self._timer = asyncio.get_running_loop().call_later(self._server.config.auth_s, self._too_slow)
-
-    def on_request(self, request: Request) -> Response:
-        assert isinstance(self.ws, ServerProtocol)
-        self._path = request.path.partition("?")[0]
-        if self._path == "/health":
-            return self.ws.reject(200, "ok\n")
-        if self._path != PATH and not (self._path == REGISTRY_PATH and self._server.registry_connection):
-            return self.ws.reject(404, "not found\n")
-        self._forwarded(request)
-        return self.ws.accept(request)
-
-    def _forwarded(self, request: Request) -> None:
-        """Behind a TLS terminator on this host the client is the last one that it names."""
-        if self._server.config.tls is not None or not ip_address(self.ip).is_loopback:
-            return
-        names = request.headers.get_all("X-Forwarded-For")
-        if names:
-            try:
-                self.peer = (plain_ip(names[-1].rpartition(",")[2].strip()), self.peer[1])
-            except ValueError:
-                self._server.counts["bad_forwarded"] += 1
-
-    def on_open(self) -> None:
-        if self._path == REGISTRY_PATH:
-            assert self._server.registry_connection is not None
-            self._stop_timer()  # the registry has its own limits
-            self._server.counts["registry_streams"] += 1
-            self.carry(self._server.registry_connection(), self.peer)
-            return
-        self._ts = int(time.time())
-        self.send_text(json.dumps({"type": "auth_challenge", "nonce": self._nonce, "ts": self._ts}))
-
-    def on_end(self, reason: str) -> None:
-        super().on_end(reason)
-        self._stop_timer()
-        self._server.gone(self)
-
-    # Proof
-
-    def on_text(self, text: str) -> None:
-        if self._path == PATH and not self._asked:  # later ones are ignored
-            self._asked = True
-            self._server.judge(self, text)
-
-    async def check(self, text: str) -> str:
-        """Why the answer to the challenge does not do, "" if it does; then the node and its wishes are set."""
-        try:
-            reply = json.loads(text)
-        except (ValueError, RecursionError):
-            return "not JSON"
-        if not isinstance(reply, dict) or reply.get("type") != "auth_reply":
-            return "not an auth_reply"
-        node, signature = reply.get("node_id"), reply.get("sig")
-        if type(node) is not int or not 0 < node < 1 << 32 or not isinstance(signature, str):
-            return "malformed auth_reply"
-        try:
-            signature_bytes = base64.b64decode(signature, validate=True)
-        except (binascii.Error, ValueError):
-            return "malformed signature"
-        key = await self._server.key_of(node)
-        if key is None:
-            return "unknown node"
-        if abs(time.time() - self._ts) > self._server.config.fresh_s:
-            return "challenge expired"
-        if not self._server.verifier.fits(key, signed_text(node, self._ts, self._nonce), signature_bytes):
-            return "wrong signature"
-        accepts = reply.get("accept")
-        self.notifies = isinstance(accepts, list) and NOTIFY in accepts
-        self.node = node
-        return ""
-
-    def proved(self) -> None:
-        """The node is attached."""
-        self._stop_timer()
-        self.heard = asyncio.get_running_loop().time()
-        self._watch()
-        self.send_text('{"type":"auth_ok"}')
-
-    # Traffic
-
-    def on_messages(self, messages: list[bytes]) -> None:
-        if self._path == REGISTRY_PATH:
-            super().on_messages(messages)
-        elif self.node:
-            self.heard = asyncio.get_running_loop().time()
-            self._server.sent(self, messages)
-        else:
-            self._server.counts["early"] += len(messages)
-
-    # Time
-
-    def _too_slow(self) -> None:
-        self._server.counts["auth_timeout"] += 1
-        self.close(POLICY, "authentication took too long")
-
-    def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        left = self.heard + self._server.config.idle_s - loop.time()
-        if left <= 0:
-            self._server.counts["idle_closed"] += 1
-            self.close(GOING_AWAY, "idle")
-        else:
-            self._timer = loop.call_later(left, self._watch)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    max_per_ip: int = 1000  # a company may sit behind one address (IPv6: /64)
+    judged_per_ip: int = 16  # proofs that are looked at, at the same time
+    frames_per_s: float = 20_000.0  # of one connection; beyond it is read no faster. 28 MB/s of full datagrams
+    frames_burst: float = 20_000.0
+    opens_per_s: float = 50.0  # connections from one address
+    opens_burst: float = 500.0
 
 
 class WssServer:
@@ -225,21 +68,24 @@ class WssServer:
         self.verifier = Verifier(0)  # every challenge is another
         self.counts: Counter[str] = Counter()
         self._relay: RelayLoop | None = None
-        self._server: asyncio.Server | None = None
-        self._sessions: set[_Session] = set()
+        self._listener: Listener | None = None
+        self._sessions: set[Session] = set()
+        self._strangers: OrderedDict[Session, None] = OrderedDict()  # of these, who proved nothing yet, oldest first
         self._by_ip: Counter[str] = Counter()
-        self._by_node: dict[int, _Session] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_node: dict[int, Session] = {}
+        self._tasks: dict[asyncio.Task[None], str] = {}  # judgements -> whose
+        self._judged: Counter[str] = Counter()
+        self._trouble = False  # the registry was out of reach
 
     async def start(self, relay: RelayLoop) -> tuple[str, int]:
         """Listens; returns where. Raises PilotError when the address is not to be had."""
         loop = asyncio.get_running_loop()
         host, port = self.config.bind
         tls = self.config.tls
+        opens = Limits(opens_per_s=self.config.opens_per_s, opens_burst=self.config.opens_burst, handshake_s=self.config.auth_s)
+        listener = Listener(lambda: Session(self), tls, opens, self._behind_terminator)
         try:
-            self._server = await loop.create_server(
-                lambda: _Session(self), host or None, port, ssl=tls, backlog=1024, ssl_handshake_timeout=10 if tls else None
-            )
+            bound = await listener.start(host, port)
         except OSError as error:
             hint = "another program uses the port, or the address is not one of this host"
             if error.errno == errno.EACCES:
@@ -247,18 +93,18 @@ class WssServer:
             reason = error.strerror or str(error)
             message = f"beacon cannot listen on {host or '*'}:{port} for WebSockets: {reason}"
             raise PilotError("connection_failed", message, hint) from error
+        self._listener = listener
         self._relay = relay
         loop.add_reader(relay.hand_fd, self._deliver)
-        bound = self._server.sockets[0].getsockname()
-        log.info("WebSockets are served", extra={"addr": join(bound[0], bound[1]), "tls": bool(tls)})
-        return bound[0], bound[1]
+        log.info("WebSockets are served", extra={"addr": join(*bound), "tls": bool(tls)})
+        return bound
 
     async def stop(self) -> None:
         """Closes everything. Idempotent."""
-        if self._server is None or self._relay is None:
+        if self._listener is None or self._relay is None:
             return
-        self._server.close()
-        self._server = None
+        self._listener.close()
+        self._listener = None
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -270,49 +116,85 @@ class WssServer:
 
     # For sessions
 
-    def admit(self, session: _Session) -> bool:
-        """Takes a new connection; False if there are too many, in all or from its address."""
-        if len(self._sessions) >= self.config.max_connections or self._by_ip[session.ip] >= self._limit_of(session.ip):
+    def admit(self, session: Session) -> bool:
+        """Takes a new connection; False if there are too many, in all or from its address. Of all, the oldest that has proved
+        nothing gives way."""
+        full = self._by_ip[session.group] >= self.config.max_per_ip and not self._behind_terminator(session.ip)
+        if full or not self._make_room():
             self.counts["refused"] += 1
             return False
         self._sessions.add(session)
-        self._by_ip[session.ip] += 1
+        self._strangers[session] = None
+        self._by_ip[session.group] += 1
         self.counts["connections"] += 1
         return True
 
-    def _limit_of(self, ip: str) -> int:
-        behind_terminator = self.config.tls is None and ip_address(ip).is_loopback
-        return self.config.max_connections if behind_terminator else self.config.max_per_ip
+    def _make_room(self) -> bool:
+        if len(self._sessions) < self.config.max_connections:
+            return True
+        oldest = next(iter(self._strangers), None)
+        if oldest is None:
+            return False
+        self.counts["displaced"] += 1
+        self.gone(oldest)
+        oldest.abort()
+        return True
 
-    def gone(self, session: _Session) -> None:
+    def settled(self, session: Session) -> None:
+        """It has proved who it is, or is the registry's business now."""
+        self._strangers.pop(session, None)
+
+    def _behind_terminator(self, ip: str) -> bool:
+        return self.config.tls is None and ip_address(ip).is_loopback
+
+    def gone(self, session: Session) -> None:
         """The connection is over."""
         if session in self._sessions:
             self._sessions.discard(session)
-            self._by_ip[session.ip] -= 1
-            if self._by_ip[session.ip] <= 0:
-                del self._by_ip[session.ip]
+            self._strangers.pop(session, None)
+            self._by_ip[session.group] -= 1
+            if self._by_ip[session.group] <= 0:
+                del self._by_ip[session.group]
         if session.node and self._by_node.get(session.node) is session:
             self._detach(session.node)
 
-    def judge(self, session: _Session, text: str) -> None:
+    def judge(self, session: Session, text: str) -> None:
         """Checks an answer to the challenge and attaches the node, or closes the connection."""
+        whose = ip_group(session.peer[0])
+        if self._judged[whose] >= self.config.judged_per_ip:
+            self.counts["refused"] += 1
+            session.close(TRY_LATER, "too many at once")
+            return
         task = asyncio.get_running_loop().create_task(self._judge(session, text))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = whose
+        self._judged[whose] += 1
+        task.add_done_callback(self._was_judged)
 
-    async def _judge(self, session: _Session, text: str) -> None:
+    def _was_judged(self, task: asyncio.Task[None]) -> None:
+        whose = self._tasks.pop(task)
+        self._judged[whose] -= 1
+        if self._judged[whose] <= 0:
+            del self._judged[whose]
+
+    async def _judge(self, session: Session, text: str) -> None:
         try:
             wrong = await session.check(text)
         except PilotError as error:
-            log.warning("WebSocket client cannot be judged: the registry is out of reach", extra={"error": error.message})
+            if not self._trouble:  # once: clients come back
+                log.warning("WebSocket clients cannot be judged: the registry is out of reach", extra={"error": error.message})
+            self._trouble = True
+            self.counts["not_judged"] += 1
             session.close(TRY_LATER, "the registry is out of reach")
             return
+        if self._trouble:
+            self._trouble = False
+            log.info("WebSocket clients are judged again")
         if not session.open:  # meanwhile it ended
             session.node = 0
             return
         if wrong:
             self.counts["auth_failed"] += 1
-            log.info("WebSocket client refused", extra={"ip": session.peer[0], "reason": wrong})
+            log.debug("WebSocket client refused", extra={"ip": session.peer[0], "reason": wrong})
             session.close(POLICY, wrong)
             return
         before = self._by_node.pop(session.node, None)
@@ -329,9 +211,10 @@ class WssServer:
             session.close(TRY_LATER, "the beacon is full")
             return
         self._by_node[session.node] = session
+        self.settled(session)
         session.proved()
 
-    def sent(self, session: _Session, messages: list[bytes]) -> None:
+    def sent(self, session: Session, messages: list[bytes]) -> None:
         """Datagrams of a proved node."""
         if self._relay is not None and self._by_node.get(session.node) is session:
             for at in range(0, len(messages), 4096):
@@ -346,7 +229,12 @@ class WssServer:
 
     def stats(self) -> dict[str, int]:
         """Counters since the start, and gauges. Nothing in it comes from strangers."""
-        own = {"connections_open": len(self._sessions), "nodes": len(self._by_node), **self.counts}
+        listener = self._listener
+        own = {
+            "connections_open": len(self._sessions), "nodes": len(self._by_node),
+            "handshakes_unfinished": listener.handshakes if listener else 0,
+            "too_fast": listener.counts["refused"] if listener else 0, **self.counts,
+        }  # fmt: skip
         return {f"wss_{name}": value for name, value in own.items()}
 
     # Inside
@@ -367,8 +255,3 @@ class WssServer:
         self._by_node.pop(node, None)
         if self._relay is not None:
             self._relay.detach(node)
-
-
-def _select(_: Any, offered: Any) -> Subprotocol | None:
-    """A client that names no subprotocol is let in; one that names only others is told none."""
-    return SUBPROTOCOL if SUBPROTOCOL in offered else None

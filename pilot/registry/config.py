@@ -18,6 +18,9 @@ class RegistryConfig:
 
     max_connections: int = 10_000
     max_connections_per_ip: int = 512
+    settled_s: float = 10.0  # a connection that was used since then does not give way to a new one, if it has proved a node
+    opens_per_s_ip: float = 100.0  # new connections from one address
+    opens_burst_ip: float = 1000.0
     requests_per_s: float = 100.0  # of one connection; beyond its burst it is read no faster
     requests_burst: float = 1000.0
     requests_per_s_ip: float = 500.0  # of all connections of one address

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from pilot.registry.core import Peer
-from pilot.registry.endpoint import plain_ip
+from pilot.registry.endpoint import ip_groups, plain_ip
 from pilot.registry.limits import Buckets
 from pilot.wire import registry as wire
 from pilot.wire.errors import WireError
@@ -38,6 +38,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._eof = False
         self.peer = Peer("", 0)
+        self.groups: list[tuple[str, float]] = []  # whose budgets its requests use: endpoint.ip_groups
 
     @property
     def ip(self) -> str:
@@ -58,6 +59,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
             return
         self.peer = Peer(plain_ip(name[0]), name[1])
+        self.groups = ip_groups(self.peer.ip)
         transport.set_write_buffer_limits(high=WRITE_HIGH)
         if not self._server.admit(self):
             transport.abort()
@@ -170,7 +172,7 @@ class Connection(asyncio.Protocol):
         self._throttle(1 + len(body) / BYTES_PER_REQUEST)
 
     def _throttle(self, cost: float) -> None:
-        delay = self._server.delay(self.ip, self._budget, cost)
+        delay = self._server.delay(self.groups, self._budget, cost)
         if delay > 0:
             self._resume = asyncio.get_running_loop().call_later(delay, self._resumed)
 

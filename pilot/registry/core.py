@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hmac
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -214,13 +213,6 @@ class Registry:
 
 
 Command = Callable[[Registry, Peer, Request], dict[str, Any]]
-
-
-def ip_group(ip: str) -> str:
-    """The part of an address that one party holds: IPv4 whole, IPv6 its /64."""
-    if ":" not in ip:
-        return ip
-    return str(ipaddress.ip_network((ip, 64), strict=False).network_address)
 
 
 def key_text(node: Node) -> str:

@@ -22,6 +22,21 @@ def plain_ip(host: str) -> str:
     return str(ip)
 
 
+def ip_group(ip: str) -> str:
+    """The part of an address that one party holds: IPv4 whole, IPv6 its /64."""
+    if ":" not in ip:
+        return ip
+    return str(ipaddress.ip_network((ip, 64), strict=False).network_address)
+
+
+def ip_groups(ip: str) -> list[tuple[str, float]]:
+    """(group, what one use of it costs) for budgets: the group above and, as whole prefixes of IPv6 are given away for nothing,
+    the wider ones around it, which have a larger budget together."""
+    if ":" not in ip:
+        return [(ip, 1.0)]
+    return [(str(ipaddress.ip_network((ip, bits), strict=False)), cost) for bits, cost in ((64, 1.0), (56, 1 / 4), (48, 1 / 16))]
+
+
 def join(host: str, port: int) -> str:
     """`host:port`, IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

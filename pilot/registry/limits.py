@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 
 class Buckets:
@@ -25,6 +26,14 @@ class Buckets:
         enough = have >= tokens
         self._store(key, have - tokens if enough else have, now)
         return enough
+
+    def take_all(self, charges: Sequence[tuple[str, float]], now: float) -> bool:
+        """Takes (key, tokens) of several buckets if all have them; otherwise none."""
+        if any(self._tokens(key, now) < tokens for key, tokens in charges):
+            return False
+        for key, tokens in charges:
+            self._store(key, self._tokens(key, now) - tokens, now)
+        return True
 
     def spend(self, key: str, now: float, tokens: float) -> float:
         """Takes the tokens, into debt of at most one burst; returns the seconds until the level is back at zero."""

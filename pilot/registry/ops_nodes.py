@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from pilot.registry import endpoint, fields, texts
-from pilot.registry.core import MISSIGNED, UNSIGNED, Claim, Peer, Registry, ip_group, key_text, rfc3339
+from pilot.registry.core import MISSIGNED, UNSIGNED, Claim, Peer, Registry, key_text, rfc3339
 from pilot.registry.fields import Refused, Request
 from pilot.registry.state import Node
 
@@ -22,7 +22,7 @@ PROTOCOL_VERSION = 1
 
 def register(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
     """A node, new or known, says where it is."""
-    limited = not reg.registrations.take(ip_group(peer.ip), reg.clock())
+    limited = not reg.registrations.take_all(endpoint.ip_groups(peer.ip), reg.clock())
     sent_key = fields.text(request, "public_key")
     if not sent_key:
         raise Refused("registration requires public_key")

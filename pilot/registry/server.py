@@ -2,6 +2,9 @@
 
 A reply that reports success of a change leaves when the change is on disk; all other traffic goes on meanwhile. While the disk
 cannot be written changes are refused; reading and heartbeats work.
+
+When there is no room for another connection, the one gives way that has proved nothing and was silent longest: whoever fills the
+table with connections keeps nobody out.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import logging
 import ssl
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +24,10 @@ from pilot.registry import endpoint
 from pilot.registry.commands import COMMANDS
 from pilot.registry.config import RegistryConfig
 from pilot.registry.connection import Connection
-from pilot.registry.core import Peer, Registry, ip_group
+from pilot.registry.core import Peer, Registry
 from pilot.registry.fields import Refused, text
 from pilot.registry.limits import Buckets
+from pilot.registry.listener import Limits, Listener
 from pilot.registry.store import MemoryStore, Store
 
 log = logging.getLogger("pilot.registry")
@@ -54,6 +58,7 @@ class Counts:
     connections: int = 0
     refused_connections: int = 0
     idle_closed: int = 0
+    displaced: int = 0  # connections that gave way to others
     throttled: int = 0
     bad_frames: int = 0
     expired_nodes: int = 0
@@ -100,10 +105,11 @@ class RegistryServer:
         self.stats_counts = Counts()
         self._store = store
         self._clock = clock
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._connections: OrderedDict[Connection, float] = OrderedDict()  # -> clock of the last request, oldest first
+        self._strangers: OrderedDict[Connection, None] = OrderedDict()  # of these, who proved nothing
         self._by_ip: Counter[str] = Counter()
         self._by_ip_budget = Buckets(self.config.requests_per_s_ip, self.config.requests_burst_ip)
         self._unfinished = 0
@@ -114,29 +120,27 @@ class RegistryServer:
     async def start(self, host: str = "", port: int = 9000, tls: ssl.SSLContext | None = None) -> tuple[str, int]:
         """Listens on `host`:`port` ("" = all addresses, 0 = a free port); may be called again for further addresses. Returns
         where. Raises PilotError when the address is not to be had."""
-        loop = self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
+        opens = Limits(opens_per_s=self.config.opens_per_s_ip, opens_burst=self.config.opens_burst_ip)
+        listener = Listener(lambda: Connection(self), tls, opens)
         try:
-            server = await loop.create_server(
-                lambda: Connection(self), host or None, port, ssl=tls, backlog=1024,
-                ssl_handshake_timeout=10 if tls else None,
-            )  # fmt: skip
+            bound = await listener.start(host, port)
         except OSError as error:
             raise PilotError(
                 "connection_failed", f"registry cannot listen on {host or '*'}:{port}: {error.strerror or error}",
                 "another program uses the port, or the address is not one of this host",
             ) from error  # fmt: skip
-        self._servers.append(server)
+        self._listeners.append(listener)
         if self._reaper is None:
             self._store.start(lambda: self._in_loop(self._progress))
             self._reaper = asyncio.create_task(self._reap(), name="registry-reaper")
-        bound = server.sockets[0].getsockname()
-        log.info("registry listening", extra={"addr": endpoint.join(bound[0], bound[1]), "tls": bool(tls)})
-        return bound[0], bound[1]
+        log.info("registry listening", extra={"addr": endpoint.join(*bound), "tls": bool(tls)})
+        return bound
 
     async def stop(self) -> None:
         """Closes all connections, writes what is left, closes the store. Idempotent."""
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         if self._reaper is not None:
             self._reaper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -146,7 +150,7 @@ class RegistryServer:
         self._progress()
         for connection in list(self._connections):
             connection.close()
-        self._servers.clear()
+        self._listeners.clear()
 
     def _in_loop(self, call: Callable[[], None]) -> None:
         assert self._loop is not None
@@ -169,13 +173,27 @@ class RegistryServer:
 
     def admit(self, connection: Connection) -> bool:
         """Takes a new connection into the tables; False if there are too many."""
-        ip = ip_group(connection.ip)
-        if len(self._connections) >= self.config.max_connections or self._by_ip[ip] >= self.config.max_connections_per_ip:
+        ip = endpoint.ip_group(connection.ip)
+        if self._by_ip[ip] >= self.config.max_connections_per_ip or not self._make_room():
             self.stats_counts.refused_connections += 1
             return False
         self.stats_counts.connections += 1
         self._by_ip[ip] += 1
         self._connections[connection] = self._clock()
+        self._strangers[connection] = None
+        return True
+
+    def _make_room(self) -> bool:
+        if len(self._connections) < self.config.max_connections:
+            return True
+        oldest = next(iter(self._strangers), None)
+        if oldest is None:
+            oldest, used = next(iter(self._connections.items()))
+            if self._clock() - used < self.config.settled_s:
+                return False
+        self.stats_counts.displaced += 1
+        self.gone(oldest)
+        oldest.abort()
         return True
 
     def gone(self, connection: Connection) -> None:
@@ -184,7 +202,8 @@ class RegistryServer:
             self._forget(connection)
 
     def _forget(self, connection: Connection) -> None:
-        ip = ip_group(connection.ip)
+        self._strangers.pop(connection, None)
+        ip = endpoint.ip_group(connection.ip)
         self._by_ip[ip] -= 1
         if self._by_ip[ip] <= 0:
             del self._by_ip[ip]
@@ -202,11 +221,11 @@ class RegistryServer:
         self._unfinished += more
         return True
 
-    def delay(self, ip: str, budget: Buckets, cost: float) -> float:
-        """Takes a request out of the budgets of a connection and its address; seconds until the next may be served. cost: 1 for
-        a small one."""
+    def delay(self, groups: Sequence[tuple[str, float]], budget: Buckets, cost: float) -> float:
+        """Takes a request out of the budgets of a connection and its address (endpoint.ip_groups); seconds until the next may be
+        served. cost: 1 for a small one."""
         now = self._clock()
-        wait = max(budget.spend("", now, cost), self._by_ip_budget.spend(ip_group(ip), now, cost))
+        wait = max(budget.spend("", now, cost), *(self._by_ip_budget.spend(group, now, cost * share) for group, share in groups))
         if wait > 0:
             self.stats_counts.throttled += 1
         return wait
@@ -216,6 +235,8 @@ class RegistryServer:
         if connection in self._connections:
             self._connections[connection] = self._clock()
             self._connections.move_to_end(connection)
+            if connection in self._strangers:
+                self._strangers.move_to_end(connection)
         name = text(request, "type")
         entry = COMMANDS.get(name)
         label = name if entry else "other"
@@ -226,6 +247,8 @@ class RegistryServer:
             if entry.stores and self._store.failing:
                 raise Refused(_STORAGE)
             reply = {"type": f"{name}_ok", **entry.run(self.core, connection.peer, request)}
+            if connection.peer.proved:
+                self._strangers.pop(connection, None)
         except Refused as refused:
             self.stats_counts.errors[label] += 1
             log.debug("refused %s from %s: %r", label, connection.ip, refused.reason[:REASON_MAX])
@@ -264,6 +287,9 @@ class RegistryServer:
             "connections_total": counts.connections,
             "connections_refused": counts.refused_connections,
             "connections_idle_closed": counts.idle_closed,
+            "connections_displaced": counts.displaced,
+            "connections_too_fast": sum(listener.counts["refused"] for listener in self._listeners),
+            "handshakes_unfinished": sum(listener.handshakes for listener in self._listeners),
             "unfinished_bytes": self._unfinished,
             "requests": dict(counts.requests),
             "errors": dict(counts.errors),

@@ -8,11 +8,13 @@ import socket
 from registry_support import VECTORS, Identity, Lab, Raw, registration, until
 
 from pilot.registry.config import RegistryConfig
+from pilot.registry.endpoint import ip_groups
 from pilot.registry.limits import Buckets
 from pilot.registry.state import KEPT_REQUESTS
 from pilot.wire import registry as wire
 
 LOOKUP = {"type": "lookup", "node_id": 1}
+NOBODY = {"type": "lookup", "node_id": 99}
 
 
 async def test_registrations_per_address(lab: Lab) -> None:
@@ -37,14 +39,60 @@ async def test_connections_per_address_and_total(lab: Lab) -> None:
     await lab.start(RegistryConfig(max_connections=5, max_connections_per_ip=3))
     greedy = [await lab.connect("127.0.0.2") for _ in range(4)]
     assert await greedy[3].closed()
-    others = [await lab.connect(f"127.0.0.{i}") for i in (3, 4, 5)]
-    assert await others[2].closed()
-    for raw in (*greedy[:3], *others[:2]):
+    others = [await lab.connect(f"127.0.0.{i}") for i in (3, 4)]
+    for raw in (*greedy[:3], *others):
         assert "error" in await raw.ask(LOOKUP)
     greedy[0].close()
     await until(lambda: lab.server.stats()["connections_open"] == 4, "the closed connection is forgotten")
     assert "error" in await (await lab.connect("127.0.0.2")).ask(LOOKUP)
-    assert lab.server.stats()["connections_refused"] == 2
+    assert lab.server.stats()["connections_refused"] == 1
+
+
+async def test_a_table_full_of_connections_keeps_nobody_out(lab: Lab) -> None:
+    """Who has proved nothing gives way, however busy; a node that is at work keeps its connection."""
+    await lab.start(RegistryConfig(max_connections=4))
+    node = await lab.node("127.0.0.9")
+    strangers = [await lab.connect(f"127.0.0.{i}") for i in range(2, 5)]
+    for raw in (strangers[1], strangers[0], strangers[2]):
+        assert "error" in await raw.ask(NOBODY)
+    lab.clock.offset += 30
+    late = await lab.node("127.0.0.8")
+    assert await strangers[1].closed(), "silent longest"
+    for i in range(20, 40):
+        await lab.connect(f"127.0.0.{i}")
+    for known in (node, late):
+        assert (await known.own("heartbeat"))["type"] == "heartbeat_ok"
+    assert await strangers[0].closed() and await strangers[2].closed()
+    assert lab.server.stats()["connections_open"] == 4 and lab.server.stats()["connections_displaced"] == 21
+
+
+async def test_a_table_full_of_nodes_refuses_newcomers_until_one_is_silent(lab: Lab) -> None:
+    await lab.start(RegistryConfig(max_connections=2))
+    nodes = [await lab.node(f"127.0.0.{i}") for i in (2, 3)]
+    assert await (await lab.connect("127.0.0.4")).closed()
+    lab.clock.offset += 11
+    assert (await nodes[1].own("heartbeat"))["type"] == "heartbeat_ok"
+    assert "error" in await (await lab.connect("127.0.0.5")).ask(NOBODY)
+    assert (await nodes[1].own("heartbeat"))["type"] == "heartbeat_ok"
+
+
+async def test_one_address_opens_connections_no_faster_than_allowed(lab: Lab) -> None:
+    await lab.start(RegistryConfig(opens_per_s_ip=1, opens_burst_ip=5))
+    raws = [await lab.connect("127.0.0.2") for _ in range(8)]
+    assert [await raw.closed() for raw in raws[5:]] == [True] * 3
+    assert "error" in await raws[4].ask(LOOKUP) and "error" in await (await lab.connect("127.0.0.3")).ask(LOOKUP)
+    assert lab.server.stats()["connections_too_fast"] == 3
+
+
+def test_whole_prefixes_have_a_budget_too() -> None:
+    """Whoever has a /48 of IPv6 has 65536 networks of his own, but not as many budgets."""
+    budget = Buckets(10 / 60, 10)
+    granted = sum(budget.take_all(ip_groups(f"2001:db8:0:{i:x}::1"), 0.0) for i in range(5000))
+    assert granted == 160
+    assert sum(budget.take_all(ip_groups(f"2001:db8:1:0:{i:x}::1"), 0.0) for i in range(100)) == 10, "a /64 is one party"
+    assert sum(budget.take_all(ip_groups(f"2001:db8:2:{i:x}::1"), 0.0) for i in range(256)) == 40, "a /56"
+    assert sum(budget.take_all(ip_groups("192.0.2.1"), 0.0) for _ in range(100)) == 10
+    assert budget.take_all(ip_groups("2001:db8:3::1"), 0.0)
 
 
 async def test_idle_connections_are_closed(lab: Lab) -> None:

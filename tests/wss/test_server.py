@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import http.client
 import json
 import socket
@@ -18,7 +19,7 @@ from door import Addr, Door, Identity, Udp, answer, challenge, closed_with, quie
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
 
-from pilot.beacon.wss import signed_text
+from pilot.beacon.wss_session import signed_text
 from pilot.registry.connection import Connection
 from pilot.registry.server import RegistryServer
 from pilot.registry.signatures import Verifier
@@ -317,21 +318,25 @@ async def test_pings_without_end_are_not_answered_for_ever(door: Door) -> None:
     writer.transport.abort()
 
 
-@pytest.mark.parametrize("tls", [True, False])
-async def test_connections_are_counted(tls: bool, tmp_path: Path) -> None:
-    """All of them, and those from one address. Behind a terminator on this host everybody has the same address."""
-    limits: dict[str, Any] = {"max_per_ip": 3} if tls else {"max_per_ip": 1, "max_connections": 3}
+async def test_connections_from_one_address_are_counted(tmp_path: Path) -> None:
     made = certificate(tmp_path, "127.0.0.1")
-    async with Door(**limits, tls=server_context(*made) if tls else None) as door:
-        trust: dict[str, Any] = {"ssl": ssl.create_default_context(cafile=str(made[0]))} if tls else {}
-        held = [await door.open(**trust) for _ in range(3)]
+    async with Door(max_per_ip=3, tls=server_context(*made)) as door:
+        trust = ssl.create_default_context(cafile=str(made[0]))
+        held = [await door.open(ssl=trust) for _ in range(3)]
         with pytest.raises((OSError, EOFError, InvalidMessage)):
-            await door.open(**trust)
+            await door.open(ssl=trust)
         assert door.wss.counts["refused"] == 1
         await held[0].close()
         await until(lambda: door.wss.stats()["wss_connections_open"] == 2, "one is free")
-        await (await door.open(**trust)).close()
+        await (await door.open(ssl=trust)).close()
         for it in held[1:]:
+            await it.close()
+
+
+async def test_behind_a_terminator_all_have_one_address() -> None:
+    async with Door(max_per_ip=1) as door:
+        held = [await door.open() for _ in range(3)]
+        for it in held:
             await it.close()
 
 
@@ -400,3 +405,140 @@ async def test_the_registry_is_reached_through_the_door(registry: RegistryServer
         await client.send(b"\xff\xff\xff\xff")
         assert await closed_with(client) == 1000, "a broken frame ends the connection"
         assert registry.stats()["connections_open"] == 0
+
+
+# What strangers cost
+
+
+UPGRADE = (b"GET /v1/compat HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+           b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n")  # fmt: skip
+
+
+async def raw(door: Door, first: bytes = UPGRADE) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(first)
+    return reader, writer
+
+
+async def cut(reader: asyncio.StreamReader) -> bool:
+    """The server ends the connection."""
+    try:
+        async with asyncio.timeout(10):
+            while await reader.read(65536):
+                pass
+    except ConnectionError:
+        pass
+    return True
+
+
+def masked(opcode: int, payload: bytes = b"", fin: bool = True) -> bytes:
+    assert len(payload) < 126
+    return bytes((opcode | (0x80 if fin else 0), 0x80 | len(payload))) + bytes(4) + payload
+
+
+async def test_a_request_that_never_ends() -> None:
+    """Slowly or without end: nobody waits longer than the time for the proof, and little of it is kept."""
+    async with Door(auth_s=0.5) as door:
+        slow, endless = await raw(door, UPGRADE[:40]), await raw(door, b"GET /" + b"x" * 200_000)
+        assert await cut(endless[0]), "a line that long is no request"
+        for _ in range(4):
+            slow[1].write(b"X-Y: z\r\n")
+            await asyncio.sleep(0.05)
+        assert await cut(slow[0])
+        mute = await raw(door, b"")
+        assert await cut(mute[0]) and door.wss.stats()["wss_connections_open"] == 0
+        assert door.wss.counts["auth_timeout"] == 2
+        for _, writer in (slow, endless, mute):
+            writer.close()
+
+
+@pytest.mark.parametrize("noise", [
+    masked(0x9, bytes(125)) * 2000, masked(0x2, b"") * 200_000, masked(0x1, b"", False) + masked(0x0, b"", False) * 200_000,
+], ids=["pings", "empty messages", "empty fragments"])  # fmt: skip
+async def test_noise_before_the_proof(door: Door, noise: bytes) -> None:
+    reader, writer = await raw(door)
+    writer.write(noise)
+    assert await cut(reader)
+    assert door.wss.counts["talkative"] == 1
+    writer.close()
+
+
+async def test_fragments_without_content_are_not_kept(door: Door) -> None:
+    client = await door.node(100)
+    session = door.wss._by_node[100]
+    transport = client.transport
+    transport.write(masked(0x2, b"", False) + masked(0x0, b"", False) * 50_000)
+    await until(lambda: session.frames >= 50_000, "all have been looked at")
+    assert session._parts == b"" and session.open
+    transport.abort()
+
+
+async def test_tiny_frames_keep_nobody_waiting(door: Door) -> None:
+    """One node sends as many frames as fit the line; the loop has time for the others all the same, and then for it."""
+    door.wss.config = dataclasses.replace(door.wss.config, frames_per_s=5000.0, frames_burst=5000.0)
+    client, other = await door.node(100), await door.node(200)
+    flood = masked(0x2, b"\xff") * 20_000
+    client.transport.write(flood)
+    longest = 0.0
+    loop = asyncio.get_running_loop()
+    for _ in range(50):
+        before = loop.time()
+        await asyncio.wait_for(await other.ping(), 10)
+        longest = max(longest, loop.time() - before)
+    assert door.wss.counts["throttled"] > 0 and longest < 1.0
+    node = await Udp(door.udp).register(300)
+    client.transport.write(masked(0x2, wire.relay(100, 300, b"PILS")))
+    assert await node.receive() == wire.Deliver(100, b"PILS").build(), "nothing of it is lost"
+    for it in (client, other):
+        it.transport.abort()
+    node.close()
+
+
+async def test_strangers_give_way_to_newcomers() -> None:
+    async with Door(max_connections=3) as door:
+        node = await door.node(100)
+        strangers = [await raw(door) for _ in range(2)]
+        await until(lambda: door.wss.stats()["wss_connections_open"] == 3, "all are in")
+        other = await door.node(200)
+        assert await cut(strangers[0][0]) and door.wss.counts["displaced"] == 1
+        third = await door.node(300)
+        with pytest.raises((OSError, EOFError, InvalidMessage)):
+            await door.open()
+        await node.send(wire.relay(100, 300, FRAME))
+        assert await third.recv() == wire.Deliver(100, FRAME).build()
+        for it in (node, other, third):
+            await it.close()
+        for _, writer in strangers:
+            writer.close()
+
+
+async def test_refusals_are_counted_not_logged(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    door.nodes[100] = Identity()
+    with caplog.at_level("INFO"):
+        for down in (False, True, True):
+            door.registry_down = down
+            for _ in range(5):
+                client = await door.open()
+                await client.send(json.dumps(answer(await challenge(client), 100, Identity())))
+                assert await closed_with(client) in (1008, 1013)
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "once that the registry is out of reach"
+    assert door.wss.counts["auth_failed"] == 5 and door.wss.counts["not_judged"] == 10
+
+
+async def test_proofs_wait_for_the_registry_in_a_short_line() -> None:
+    async with Door(judged_per_ip=2) as door:
+        door.nodes[100] = Identity()
+        asked = asyncio.Event()
+
+        async def slow(node: int) -> bytes | None:
+            await asked.wait()
+            return door.nodes[100].public_key
+
+        door.wss.key_of = slow
+        clients = [await door.open() for _ in range(3)]
+        for client in clients:
+            await client.send(json.dumps(answer(await challenge(client), 100, Identity())))
+        codes = [asyncio.create_task(closed_with(client)) for client in clients]
+        await until(lambda: any(task.done() for task in codes), "one is sent away")
+        asked.set()
+        assert sorted([await task for task in codes]) == [1008, 1008, 1013]
