@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test interop test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages
+.PHONY: help setup test-setup demo test interop lossy test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-c       C unit tests             make test-asan  the same under ASan and UBSan"
 	@echo "make test-python  Python tests             make fuzz       each fuzz target for FUZZ_SECONDS (10)"
 	@echo "make interop      the published programs with ours, every operation and role"
+	@echo "make lossy        files to and from a published daemon over a lossy line, against two published ones (LOSSY_ARGS)"
 	@echo "make nat-report   connections through every pair of NATs, measured (root, half an hour; ROUNDS, CELLS, PARTS)"
 	@echo "make lint         ruff and mypy            make wheel      sdist and wheel, tried outside the tree"
 	@echo "make bench        the benchmark suite (root, 20 minutes), results in bench/results; make bench-quick: 3 minutes"
@@ -65,6 +66,9 @@ nat-report: test-setup
 	@mkdir -p $(BUILD)/nat-report
 	cd $(BUILD)/nat-report && "$(abspath $(VENV))/bin/python" "$(CURDIR)/tests/nat/report.py" --out "$(abspath $(BUILD))/nat-report" \
 	  --rounds "$(or $(ROUNDS),20)" --cells "$(CELLS)" --parts "$(PARTS)"
+
+lossy: test-setup
+	$(VENV)/bin/python tests/interop/lossy.py $(LOSSY_ARGS)
 
 lint: test-setup
 	$(VENV)/bin/ruff check pilot tests bench

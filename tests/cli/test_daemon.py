@@ -22,12 +22,12 @@ import json, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # before there are threads: it is waited for below
 sys.path.insert(0, {str(SDK_TESTS)!r})
 from pathlib import Path
-from fakedaemon import FakeNode
+from fakedaemon import INFO, FakeNode
 argv = sys.argv[1:]
 path = Path(argv[argv.index("--socket") + 1])
+INFO["startup"] = ["STUN: discovered public endpoint 203.0.113.7:4000", "NAT type: full cone",
+                   "Registered as home-agent-1 (1:0001.0000.0008)"]
 node = FakeNode(path)
-node.info["startup"] = ["STUN: discovered public endpoint 203.0.113.7:4000", "NAT type: full cone",
-                        "Registered as home-agent-1 (1:0001.0000.0008)"]
 Path("argv.json").write_text(json.dumps(argv))
 print("listening", flush=True)
 signal.sigwait([signal.SIGTERM])
@@ -284,3 +284,34 @@ def test_two_starts_at_once_make_one_daemon(home: Path, program) -> None:
     for (_, err), code in done:
         if code:
             assert json.loads(err)["code"] == "already_exists"
+
+
+def test_dry_run_hands_on_what_the_daemon_says_and_starts_nothing(run, home: Path, program) -> None:
+    program(
+        f"#!{sys.executable}\nimport json, sys\n"
+        "if '-help' in sys.argv: sys.exit(print('  -dry-run'))\n"
+        "assert '--dry-run' in sys.argv, sys.argv\n"
+        "print(json.dumps({'would_start': False, 'argv': sys.argv[1:]}) if '--json' in sys.argv else 'Nothing was changed.')\n"
+        "sys.exit(1)\n"
+    )
+    ran = run("--json", "daemon", "start", "--dry-run", "--hostname", "bot")
+    assert ran.status == 1 and ran.data["would_start"] is False
+    argv = ran.data["argv"]
+    assert argv[argv.index("--hostname") + 1] == "bot" and argv[argv.index("--identity") + 1] == f"{home}/.pilot/identity.json"
+    assert run("daemon", "start", "--dry-run").out == "Nothing was changed.\n"
+    assert not (home / ".pilot").exists()
+
+
+def test_a_daemon_without_a_dry_run_is_not_run(run, home: Path, program) -> None:
+    program(f"#!{sys.executable}\nimport sys\nif '-help' not in sys.argv: open({str(home / 'ran')!r}, 'w')\n")
+    assert run("--json", "daemon", "start", "--dry-run").error["code"] == "not_supported"
+    assert not (home / "ran").exists()
+
+
+def test_the_reason_of_a_daemon_that_cannot_even_tell(run, program) -> None:
+    program(
+        f"#!{sys.executable}\nimport sys\nif '-help' in sys.argv: sys.exit(print('-dry-run'))\n"
+        "sys.exit('pilot-daemon: config file x: not JSON\\nhint: mend it')\n"
+    )
+    error = run("--json", "daemon", "start", "--dry-run").error
+    assert "config file x: not JSON" in error["message"] and error["hint"] == "mend it"
