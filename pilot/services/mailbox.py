@@ -286,6 +286,13 @@ class Mailbox:
             if not os.path.lexists(final):
                 return final
 
+    def _free_message(self, kind: str) -> Path:
+        """A name that no message has: the number starts over with each daemon, and clocks are set back."""
+        while True:
+            path = self.inbox.path / f"{kind}-{self._stamp()}.json"
+            if not os.path.lexists(path):
+                return path
+
     def _stamp(self) -> str:
         """`<YYYYMMDD-HHMMSS.mmm>-<6 digits>`, local time. Needs the lock."""
         self._number = self._number % 999999 + 1
@@ -306,7 +313,7 @@ class Mailbox:
         rest = json.dumps(head | ids | {"received_at": at, "type": kind}, sort_keys=True, separators=(",", ":"))
         make_private_dir(self.inbox.path)
         with self._lock:
-            path = self.inbox.path / f"{kind}-{self._stamp()}.json"
+            path = self._free_message(kind)
         with open_atomic(path) as out:
             out.write(b'{"bytes":%d,"%s":"' % (size, b"data_b64" if binary else b"data"))
             for part in _base64_parts(body) if binary else _json_parts(body):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pilot.services import dataexchange, inbox
+from pilot.services.mailbox import Mailbox
 from pilot.wire import services as wire
 from pilot.wire.services import FrameType
 
@@ -303,3 +305,10 @@ def test_any_bytes_leave_the_service_alive(tmp_path: Path, data: bytes) -> None:
             assert r.service.slots.free == dataexchange.MAX_WRITERS and r.service.spooled == 0
 
     asyncio.run(run())
+
+
+def test_a_message_of_an_earlier_daemon_is_not_replaced(tmp_path: Path) -> None:
+    """Its clock may be set back, and each daemon counts from one."""
+    first, second = (Mailbox(tmp_path, now_ns=lambda: 1_700_000_000_000_000_000) for _ in range(2))
+    paths = [box.store_message("TEXT", "1:0001.0000.0002", io.BytesIO(text)) for box, text in ((first, b"a"), (second, b"b"))]
+    assert [json.loads(path.read_text())["data"] for path in paths] == ["a", "b"]
