@@ -281,7 +281,7 @@ cdef class EngineBase:
             self.release()
         return peer_to_py(&info) if r == PL_OK else None
 
-    def peers(self):
+    def peers(self, uint64_t since_ns=0):
         cdef pl_engine_stats st
         cdef pl_peer_info *rows = NULL
         cdef uint64_t now
@@ -295,7 +295,8 @@ cdef class EngineBase:
             rows = <pl_peer_info *> calloc(cap + 1, sizeof(pl_peer_info))
             if rows is not NULL:
                 while n < cap and pl_engine_next_peer(e, &it, &rows[n]):
-                    n += 1
+                    if rows[n].last_recv_ns >= since_ns or rows[n].last_send_ns >= since_ns:
+                        n += 1
             self.release()
         if rows is NULL:
             raise MemoryError

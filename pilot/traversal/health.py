@@ -47,7 +47,8 @@ class Health:
     def traffic(self, now: float, last_recv: float, last_send: float, packets_sent: int) -> bool:
         """Takes the peer's counters (seconds on the clock of `now`; NEVER if nothing was). True: probe now,
         the peer is silent."""
-        if packets_sent - self._packets - self._probes > BUSY_PACKETS and self._at > NEVER:
+        busy = packets_sent - self._packets - self._probes > BUSY_PACKETS
+        if busy and now - self._at < 2 * WINDOW_S:
             self.busy_until = now + BUSY_HOLD_S
             self._at = NEVER
         if now - self._at >= WINDOW_S:

@@ -333,12 +333,15 @@ class PathMachine:
             self.health.mapping_expired()
         self._choose(candidate, now)
 
-    def traffic(self, last_recv: float, last_send: float, packets_sent: int, now: float) -> None:
-        """The data plane's counters of this peer, several times a minute."""
+    def traffic(self, last_recv: float, last_send: float, packets_sent: int, now: float) -> bool:
+        """The data plane's counters of this peer, while there is traffic twice a second. True: the deadline has moved."""
+        was_busy = self.health.busy(now)
         silent = self.health.traffic(now, last_recv, last_send, packets_sent)
         path = self.active
         if silent and path and self.session and not path.waiting and now - path.last_sent > 0.8:
             path.burst((0.0,), now)
+            return True
+        return not was_busy and self.health.busy(now)
 
     def network_changed(self, now: float) -> None:
         """Own addresses changed, or the host slept: every path is in doubt, all are tried again at once."""

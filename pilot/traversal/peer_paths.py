@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pilot._core import (
     EV_BEACON,
@@ -44,7 +44,9 @@ from pilot.wire import beacon as wire
 from pilot.wire.frames import PILP, Capabilities
 
 SWEEP_S = 0.5
-SWEEP_PEERS = 4000  # beyond this many peers the sweep slows down in proportion
+LATELY_S = 2.5  # a sweep sees the peers with traffic since then
+SWEEP_ALL_S = 10.0  # a sweep of all peers; slower in proportion beyond SWEEP_PEERS
+SWEEP_PEERS = 4000
 RELAYS = 2  # beacons that get a copy of each key exchange frame
 GIVE_UP_S = 600.0  # a peer that answered nothing for so long has no session any more
 PUNCH_MEMORY_S = 5.0
@@ -102,7 +104,7 @@ class PeerPaths:
         self._punches: deque[tuple[Addr, float]] = deque(maxlen=32)  # commands that no machine claimed
         self._punch_rate: RateLimit[str] = RateLimit(20.0, 40.0, 1)
         self._hint_rate: RateLimit[str] = RateLimit(20.0, 40.0, 1)
-        self._sweep_at = NEVER
+        self._sweep_at = self._sweep_all_at = NEVER
 
     # ---- facts and demand ----
 
@@ -298,29 +300,32 @@ class PeerPaths:
             self._dirty[node] = None
 
     def _sweep(self, now: float) -> None:
-        """Shows each machine its traffic; drops what the data plane has dropped."""
-        infos = {info["node"]: info for info in self._plane.peers()}
-        self._sweep_at = now + SWEEP_S * max(1.0, len(infos) / SWEEP_PEERS)
-        for node, machine in list(self._machines.items()):
-            info = infos.get(node)
-            if not info or not info["session"]:
-                if machine.session:
-                    self._session_gone(node, now)
-                if machine.phase is Phase.IDLE and not (info and info["trusted"]):
-                    self._drop_machine(node)
-                continue
-            if not machine.session:
-                continue
-            last_recv, last_send = _seconds(info["last_recv_ns"]), _seconds(info["last_send_ns"])
-            if (
-                machine.phase is Phase.LOST
-                and not info["conns"]
-                and now - max(last_recv, machine.lost_at) > GIVE_UP_S
-            ):
-                self._plane.drop_session(node)
+        """Shows the machines their traffic. From time to time all of them, and drops what the data plane has dropped."""
+        every = self._sweep_all_at <= now
+        infos = {info["node"]: info for info in self._plane.peers(0 if every else max(0, int((now - LATELY_S) * 1e9)))}
+        self._sweep_at = now + SWEEP_S
+        if every:
+            self._sweep_all_at = now + SWEEP_ALL_S * max(1.0, len(infos) / SWEEP_PEERS)
+        for node in list(self._machines) if every else infos:
+            machine = self._machines.get(node)
+            if machine:
+                self._sweep_one(machine, infos.get(node), now)
+
+    def _sweep_one(self, machine: PathMachine, info: dict[str, Any] | None, now: float) -> None:
+        node = machine.node
+        if not info or not info["session"]:
+            if machine.session:
                 self._session_gone(node, now)
-                continue
-            machine.traffic(last_recv, last_send, info["pkts_sent"], now)
+            if machine.phase is Phase.IDLE and not (info and info["trusted"]):
+                self._drop_machine(node)
+            return
+        if not machine.session:
+            return
+        last_recv, last_send = _seconds(info["last_recv_ns"]), _seconds(info["last_send_ns"])
+        if machine.phase is Phase.LOST and not info["conns"] and now - max(last_recv, machine.lost_at) > GIVE_UP_S:
+            self._plane.drop_session(node)
+            self._session_gone(node, now)
+        elif machine.traffic(last_recv, last_send, info["pkts_sent"], now):
             self._dirty[node] = None
 
     # ---- input ----
