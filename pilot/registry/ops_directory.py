@@ -100,19 +100,21 @@ def punch(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
 
 
 def resolve_hostname(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
-    """The node of a name."""
+    """The node of a name, as long as it is there: nobody can be reached by the name of one that has left."""
     name = fields.text(request, "hostname")
     if not name:
         raise Refused("hostname required")
     node = reg.state.by_name.get(name)
-    if node is None or (reg.config.strict_names and not _may_know(reg, peer, node, fields.number(request, "requester_id"))):
+    if node is None or not reg.holds(node) or not _may_know(reg, peer, node, fields.number(request, "requester_id")):
         raise Refused(f'hostname "{name}" not found')
     return {"node_id": node.id, "address": reg.address(node), "public": node.public, "hostname": name}
 
 
 def _may_know(reg: Registry, peer: Peer, node: Node, requester_id: int) -> bool:
+    if node.public or not reg.config.strict_names:
+        return True
     requester = reg.state.nodes.get(requester_id)
-    return node.public or (requester is not None and peer.speaks_for(requester) and reg.may_reach(requester, node))
+    return requester is not None and peer.speaks_for(requester) and reg.may_reach(requester, node)
 
 
 def check_trust(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:

@@ -82,16 +82,19 @@ def _checked_name(reg: Registry, request: Request) -> str:
 
 
 def create_network(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
-    """The operator makes a network for a node, which becomes its owner and first member."""
+    """The operator makes a network, for a node that becomes its owner and first member, or for nobody: the published pilotctl
+    names no node."""
     reg.require_admin(request, unset="network creation is disabled")
-    owner = reg.known(fields.number(request, "node_id"))
+    number = fields.number(request, "node_id")
+    owner = reg.known(number) if number else None
     name = _checked_name(reg, request)
     rule, token = fields.text(request, "join_rule") or "open", fields.text(request, "token")
     if rule not in ("open", "token") or fields.flag(request, "enterprise"):
         raise Refused("invalid join_rule: this registry has open networks and such with a token")
     if rule == "token" and not token:
         raise Refused("token required for join_rule token")
-    _room(owner)
+    if owner is not None:
+        _room(owner)
     number = max(reg.state.networks, default=0) + 1
     if number == reg.network:  # its addresses would be those of the backbone
         number += 1

@@ -323,11 +323,12 @@ class State:
 
     # Networks
 
-    def put_network(self, network: Network, owner: Node) -> None:
-        """Adds a network with its first member."""
+    def put_network(self, network: Network, owner: Node | None) -> None:
+        """Adds a network with its first member, if there is one."""
         self.networks[network.id] = network
         self.journal.network(network)
-        self.join(network, owner, "owner")
+        if owner is not None:
+            self.join(network, owner, "owner")
 
     def drop_network(self, network: Network) -> None:
         """Removes a network and all memberships in it."""

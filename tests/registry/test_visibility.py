@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from registry_support import Identity, Lab, Node
+from registry_support import Identity, Lab, Node, registration
 
 from pilot.registry.config import RegistryConfig
 
@@ -59,6 +59,19 @@ async def test_strict_names(lab: Lab, public: bool) -> None:
             assert reply["error"] == unknown["error"].replace("nobody", "target")
 
 
+async def test_a_name_leads_to_nobody_while_its_node_is_away(lab: Lab) -> None:
+    """But not in the time that a restarted registry gives its nodes to come back."""
+    target, other = await lab.node(hostname="target"), await lab.node()
+    await lab.restart()
+    other.raw, target.raw = await lab.connect(), await lab.connect()
+    assert (await other.ask("resolve_hostname", hostname="target"))["node_id"] == 1
+    await target.raw.ask(registration(target.identity))
+    await target.own("deregister")
+    assert (await other.ask("resolve_hostname", hostname="target"))["error"] == 'hostname "target" not found'
+    await target.raw.ask(registration(target.identity))
+    assert (await other.ask("resolve_hostname", hostname="target"))["node_id"] == 1
+
+
 async def join(node: Node, network: int, token: str = "") -> dict[str, Any]:
     return await node.ask(
         "join_network", f"join_network:{node.number}:{network}", node_id=node.number, network_id=network, token=token
@@ -98,6 +111,8 @@ async def test_networks_are_the_operators(lab: Lab) -> None:
         assert "invalid network name" in (await node.ask("create_network", node_id=1, name=name, admin_token="op"))["error"]
     made = await node.ask("create_network", node_id=1, name="x", admin_token="op")
     assert made["network_id"] == 2  # the addresses of network 1 are those of the backbone here
+    nobodys = await node.ask("create_network", name="nobodys", admin_token="op")
+    assert (await node.ask("list_nodes", network_id=nobodys["network_id"], admin_token="op"))["nodes"] == []
 
 
 async def test_nothing_secret_in_any_reply(lab: Lab) -> None:
