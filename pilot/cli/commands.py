@@ -98,7 +98,7 @@ COMMANDS: dict[str, Command] = {
     "send-message": Command(
         "exchange.send_message",
         ("<target>", "--data <text>", "[--data-file <path>]", "[--type <text, json or binary>]", _COUNT,
-         "[--wait [<duration>]]", "[--reply-to <id>]", _TRUST),
+         "[--reuse-conn]", "[--wait [<duration>]]", "[--reply-to <id>]", _TRUST),
         "put a message into a node's inbox", "target, type, bytes, ack, message_id, tagged, seq, reply"),
     "publish": Command(
         "exchange.publish", ("<target>", "<topic>", "--data <text>", _TRUST), "publish an event", "target, topic, bytes"),

@@ -24,6 +24,7 @@ OURS, THEIRS = "ours", "theirs"
 DIRECT, RELAYED, PUNCHED = "direct", "relay", "punched"
 OUR_BIN = Path(sys.executable).parent
 REGISTRY_PORT, BEACON_PORT, TUNNEL_PORT = 9000, 9001, 4000
+ADMIN_TOKEN = "sesame"
 START_S = 20.0
 NO_RESOLVER = """
 table ip noresolver {
@@ -86,7 +87,7 @@ class Machine:
         kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(dropped)}
         return {
             **kept, **published.ENVIRONMENT, "HOME": str(self.home), "PILOT_SOCKET": self.socket,
-            "PILOT_REGISTRY": self.bed.registry, "PILOT_BEACON": self.bed.beacon,
+            "PILOT_REGISTRY": self.bed.registry, "PILOT_BEACON": self.bed.beacon, "PILOT_ADMIN_TOKEN": ADMIN_TOKEN,
         }  # fmt: skip
 
     def daemon_argv(self, make: str) -> list[str]:
@@ -95,6 +96,7 @@ class Machine:
         return [
             str(program), "-registry", self.bed.registry, "-beacon", self.bed.beacon, "-socket", self.socket,
             "-listen", f":{self.listen_port}", "-identity", str(self.dot / "identity.json"), "-hostname", self.name,
+            "-admin-token", ADMIN_TOKEN,
             *(published.QUIET if theirs else ()), *self.flags,
         ]  # fmt: skip
 
@@ -299,6 +301,7 @@ class Testbed:
             self.rendezvous = self.host.spawn(
                 str(OUR_BIN / "pilot-rendezvous"), "-registry-addr", self.registry, "-beacon-addr", self.beacon,
                 "-store", str(self.root / "registry.db"), "-network", "1", "-registration-rate", "100000", stdout=log, stderr=log,
+                env={**os.environ, "PILOT_ADMIN_TOKEN": ADMIN_TOKEN},
             )  # fmt: skip
         wait_for(lambda: self.log.count("beacon listening") > before, lambda: f"the rendezvous:\n{self.log}", START_S)
 
