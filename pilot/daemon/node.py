@@ -154,7 +154,7 @@ class Node:
         asyncio.get_running_loop().add_reader(self.plane.event_fd, self._on_events)
         self._reading = True
         self.traversal.observers.append(self._decided)
-        self.traversal.on_endpoint.append(lambda _: self.registration.endpoint_changed())
+        self.traversal.on_endpoint.append(lambda _: self._moved())
         await self.traversal.start()
         if not self.config.endpoint or self.config.transport == "compat":
             await self.compat.start(DISCOVER_S)
@@ -327,6 +327,11 @@ class Node:
         self.registry.reset()
         if self._where.moved():
             self.registration.endpoint_changed()
+
+    def _moved(self) -> None:
+        """Others see us at another address: connections made from the old one are dead, and nobody will say so."""
+        self.registry.reset()
+        self.registration.endpoint_changed()
 
     def _transport_changed(self, compat: bool) -> None:
         """Nobody reaches a node without UDP directly: the registry tells peers so."""

@@ -28,7 +28,7 @@ FAILED_HEARTBEATS = 3
 # minute: the restart of a registry is soon over.
 AGAIN_S = (0.5, 1.0, 1.0, 1.0, 2.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 SETTLE_S = 0.3  # endpoint changes come in volleys
-GAP_S = 6.0  # registries count registrations: 10 a minute
+BURST, GAP_S = 4, 7.0  # registrations at once, then one per gap: registries count them, 10 a minute
 BEACONS_EVERY_S = 60.0
 DOUBT_S = (0.1, 2.0)  # after a lost connection to the heartbeat: all nodes of a registry lose theirs at once
 UNKNOWN_NODE = ("not_found", "auth_required")  # the registry does not know us, or not by this key
@@ -116,7 +116,7 @@ class Registration:
         self._stale = asyncio.Event()  # what the registry knows about us is not true any more
         self._wake = asyncio.Event()  # _stale or _beat_at has changed
         self._beat_at = math.inf  # loop time before which a heartbeat is due
-        self._registered_at = float("-inf")
+        self._spent_until = float("-inf")  # each registration spends a gap; BURST - 1 of them may be spent ahead
         self._beacons_at = float("-inf")
         self._failures = 0
         self._left = False  # the user took the node out
@@ -236,10 +236,8 @@ class Registration:
     # ---- inside ----
 
     async def _register(self) -> None:
-        loop = asyncio.get_running_loop()
         again = self.node_id != 0
         self._stale.clear()
-        self._registered_at = loop.time()
         reply = await self._ask(
             self._registry.register(
                 listen_addr=self._where.listen_addr(),
@@ -250,14 +248,18 @@ class Registration:
                 version=self._version,
             )
         )
+        self._spent_until = max(self._spent_until, asyncio.get_running_loop().time()) + GAP_S
         self._take(reply)
         self.registered = True
+        if again:
+            self._where.registered(again)  # first: the peers have lost us
         await self._attempt(self._registry.set_visibility(self.public), "visibility")
         if self.tags:
             await self._attempt(self._registry.set_tags(self.tags), "tags")
         if self._wanted_name and not self.hostname:
             await self._claim_name(reply)
-        self._where.registered(again)
+        if not again:
+            self._where.registered(again)
         await self._ask_beacons()
         if again:
             for node in list(self._where.trusted()):
@@ -310,7 +312,8 @@ class Registration:
         loop = asyncio.get_running_loop()
         tries = 0
         while True:
-            await asyncio.sleep(max(0.0, self._registered_at + GAP_S - loop.time()) if not tries else 0.0)
+            if not tries:
+                await asyncio.sleep(max(0.0, self._spent_until - (BURST - 1) * GAP_S - loop.time()))
             try:
                 await self._register()
                 break

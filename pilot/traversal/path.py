@@ -353,6 +353,11 @@ class PathMachine:
         self._asked_at = NEVER
         self._start_race(now, first=False)
 
+    def known_again(self, now: float) -> None:
+        """The registry and the beacons know where this node is now: what failed because they did not is tried again at once."""
+        if self.session and self.phase is not Phase.DIRECT:
+            self._start_race(now, first=False)
+
     def retry(self, now: float) -> None:
         """All ways are raced again, with fresh addresses; traffic stays where it is meanwhile."""
         if self.session:

@@ -109,10 +109,14 @@ class PeerPaths:
     # ---- facts and demand ----
 
     def set_node(self, node: int, now: float) -> None:
-        """Own number, 0 = not registered."""
+        """Own number, 0 = not registered. After each registration: the beacons hear it before anything that depends on it."""
         self._node = node
         self.exchange.set_node(node)
         self.discovery.set_node(node, now)
+        self.discovery.tick(now)
+        for machine in self._machines.values():
+            machine.known_again(now)
+            self._dirty[machine.node] = None
         self.flush(now)
 
     def set_beacons(self, beacons: Sequence[Addr], now: float) -> None:

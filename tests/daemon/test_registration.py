@@ -182,6 +182,30 @@ async def test_a_new_endpoint_is_registered(case: Case) -> None:
     assert registers == ["198.51.100.7:4000", "203.0.113.5:4001"]
 
 
+async def test_a_node_that_moves_often_is_found_at_once_but_the_registry_is_spared(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "GAP_S", 0.3)
+    reg = await case.start()
+    times = []
+    for moves in range(2, 7):
+        before = asyncio.get_running_loop().time()
+        reg.endpoint_changed()
+        await until(lambda n=moves: len(case.place.again) == n, "registered again")  # type: ignore[misc]
+        times.append(asyncio.get_running_loop().time() - before)
+    assert sum(times[:3]) < 0.3, f"three at once: {times}"
+    assert sum(times) > 0.4, f"then one per gap: {times}"
+
+
+async def test_the_peers_are_looked_for_before_the_rest_is_repeated(case: Case) -> None:
+    reg = await case.start()
+    last: list[str] = []
+    case.place.registered = lambda again: last.append(case.registry.names()[-1])  # type: ignore[method-assign]
+    reg.endpoint_changed()
+    await until(lambda: last, "registered again")
+    assert last == ["register"]
+
+
 async def test_a_node_the_user_took_out_stays_out(case: Case) -> None:
     reg = await case.start()
     assert await reg.deregister() == {"type": "deregister_ok"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from simnat import Nat
+from simnat import SECOND, Nat
 from simworld import SimNode, World
 from test_matrix import talk
 
@@ -172,6 +174,33 @@ def test_roaming(seed: int, way: str) -> None:
     world.run(10.0)
     assert stream.gap_s(at) < (1.0 if seed % 2 else 1.6)
     assert world.run(60.0, lambda: a.machine(b).phase is Phase.DIRECT and b.machine(a).phase is Phase.DIRECT)
+    stream.finish()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_slow_registry_delays_a_moved_agent_no_longer_than_it_takes(seed: int) -> None:
+    """The beacons believe the new address when the registry does: then all is tried again at once, not at the next retry."""
+    world = World(seed)
+    a, b = world.pair("port_restricted", "port_restricted")
+    stream = Stream(world, a, b, connected(world, a, b))
+    world.run(2.0)
+    at, told, ask = world.now_ns, [], world.ask_registry
+
+    def late(node: SimNode, question: Callable[[], object], answer: Callable[..., None]) -> None:
+        """What the moved agent wants of the registry gets through after a while."""
+        world.at(world.now_ns + 5 * SECOND if node is a else 0, lambda: ask(node, question, answer))
+
+    def registered(reply: object) -> None:
+        told.append(world.now_ns)
+        a.paths.set_node(a.number, world.now)
+
+    world.ask_registry = late  # type: ignore[method-assign]
+    a._registered = registered  # type: ignore[method-assign]
+    del world.nats["203.0.113.1"]
+    a.nat = world.router("203.0.113.77", "port_restricted")
+    world.run(15.0)
+    assert len(told) == 1
+    assert stream.gap_s(at) < (told[0] - at) / 1e9 + 0.4
     stream.finish()
 
 

@@ -201,6 +201,26 @@ def test_a_path_between_two_filters_was_punched_though_the_command_came_to_an_ea
     assert d.machine.kind == "direct"
 
 
+def test_a_node_that_the_beacons_know_again_tries_at_once_what_had_failed() -> None:
+    d = Driver()
+    d.start()
+    d.run(60.0)
+    assert d.machine.phase is Phase.LOST
+    d.answers[(BEACON, True)] = 0.04
+    d.actions.clear()
+    d.machine.known_again(d.now)
+    d.run(0.1)
+    assert d.machine.active and d.machine.active.relay and d.machine.active.answered and d.of(RequestPunch)
+    d.answers[(PEER, False)] = 0.02
+    d.machine.seen(PEER, False, d.now)
+    d.run(1.0)
+    assert d.machine.phase is Phase.DIRECT
+    d.actions.clear()
+    d.machine.known_again(d.now)
+    d.run(0.1)
+    assert not d.of(RequestPunch), "a direct path needs no beacon"
+
+
 def test_relay_only_peer_is_never_punched_or_probed() -> None:
     d = Driver()
     d.answers[(BEACON, True)] = 0.04
