@@ -176,6 +176,7 @@ class Site:
         ns.nft(nftrules.nat(kind, outside, **self.options))
         for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
             ns.sysctl(f"net.netfilter.{name}", self.options["timeout_s"])
+        ns.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)  # a connection that it does not know is dead, and nobody says so
 
     def _inside_ip(self) -> str:
         self._last += 1

@@ -101,9 +101,11 @@ def _trials(n: int, one: Callable[[int], Awaitable[Trial]]) -> Iterator[Trial]:
             yield Trial(fault=f"{type(error).__name__}: {error}")
 
 
-def _standstill(disturb: Disturbance, after: set[str], end: Disturbance | None = None) -> Callable[[int], Iterator[Trial]]:
+def _standstill(
+    disturb: Disturbance, after: set[str], end: Disturbance | None = None, rest_s: float = 0.0
+) -> Callable[[int], Iterator[Trial]]:
     """Trials that disturb a stream over punched paths. The time is how long the stream stands still; its direction changes from
-    trial to trial. after: the kinds of path that both sides use in the end. end: of the disturbance."""
+    trial to trial. after: the kinds of path that both sides use in the end. end: of the disturbance. rest_s: after it."""
 
     def play(n: int) -> Iterator[Trial]:
         with Lab() as lab:
@@ -120,6 +122,7 @@ def _standstill(disturb: Disturbance, after: set[str], end: Disturbance | None =
                     await flow.settles(after, 10)
                     await asyncio.sleep(1.0)
                     took = flow.gap(since)
+                await asyncio.sleep(rest_s)
                 if end:
                     await end(pair, number)
                 return Trial(took)
@@ -248,7 +251,7 @@ def _idle(n: int) -> Iterator[Trial | None]:
 
 SCENARIOS = (
     Scenario("renumber", "inside address of one agent changes, mid-stream", _standstill(_renumber, PUNCHED), 2.0),
-    Scenario("move", "public address of a router changes unannounced, mid-stream", _standstill(_move, PUNCHED), 3.0),
+    Scenario("move", "public address of a router changes unannounced, mid-stream", _standstill(_move, PUNCHED, rest_s=6.0), 3.0),
     Scenario("one-way", "punched path dies in one direction, mid-stream", _standstill(_deafen, {"relay"}, _hear), 3.0),
     Scenario("upgrade", "stream on the relay, the way becomes free: punched path", _wall, 3.0, 1.0, 0.1),
     Scenario("lan", "two agents behind one router without hairpin: LAN path", _neighbours, 3.0, 1.0, 0.1),

@@ -1,0 +1,45 @@
+"""Agents that have met: addresses change, ways die and open, mappings expire, and the stream goes on.
+
+Limits are generous here, because the machine may be busy; `make nat-report` holds the figures against the bars.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from lab import Lab
+from scenarios import IDLE_PAIRS, SCENARIOS, TIMEOUT_S, Idle, Scenario
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nft"), reason="needs root, iproute2 and nftables"),
+]
+
+TRIALS = 2  # once in each direction
+GENEROUS = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def idle() -> Iterator[Idle]:
+    """Falls silent before all other tests and is asked after them."""
+    with Lab() as lab:
+        yield Idle(lab, IDLE_PAIRS[:2])
+
+
+@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if not s.slow], ids=lambda s: s.name)
+def test_a_stream_survives(scenario: Scenario) -> None:
+    trials = [t for t in scenario.play(TRIALS) if t]
+    assert [t.fault for t in trials] == [""] * TRIALS
+    assert max(t.seconds for t in trials) <= GENEROUS * scenario.p95_s
+    gaps = [t.gap for t in trials if t.gap is not None]
+    assert not scenario.gap_s or max(gaps) <= GENEROUS * scenario.gap_s
+
+
+def test_an_idle_pair_answers_at_once_and_without_the_relay(idle: Idle) -> None:
+    trials = list(idle.ask(2.2 * TIMEOUT_S))
+    assert [t.fault for t in trials] == ["", ""]
+    assert max(t.seconds for t in trials) < 1.0
