@@ -171,7 +171,7 @@ class HandshakeMachine:
         """Why a message is to be dropped; "" if it is not."""
         if msg.node_id != remote_node or msg.node_id in (0, self.own_node):
             return "wrong_node"
-        if now - msg.timestamp > MAX_AGE_S or msg.timestamp - now > MAX_AHEAD_S:
+        if not -MAX_AGE_S <= msg.timestamp - now <= MAX_AHEAD_S:
             return "stale"
         self._sweep(now)
         if msg.replay_hash() in self._seen:

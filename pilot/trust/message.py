@@ -128,3 +128,12 @@ def _base64(text: str, size: int) -> bytes:
     except (binascii.Error, ValueError):
         return b""
     return raw if len(raw) == size else b""
+
+
+def clock_ahead(data: bytes, sender: int, receiver: int, now: float) -> float:
+    """Seconds by which the clock of `sender` is ahead of `now` (negative: behind) by a message that is its own; 0 for others."""
+    try:
+        msg = HandshakeMessage.parse(data)
+    except MessageError:
+        return 0.0
+    return msg.timestamp - now if msg.node_id == sender and msg.verify(receiver) else 0.0

@@ -21,6 +21,8 @@ from pilot.files import write_atomic
 from pilot.trust.courier import PORT, Courier, ask, read_message
 from pilot.trust.handshake import (
     ACCEPT,
+    MAX_AGE_S,
+    MAX_AHEAD_S,
     REJECT,
     Action,
     Emit,
@@ -33,6 +35,7 @@ from pilot.trust.handshake import (
     Withdraw,
     clean_justification,
 )
+from pilot.trust.message import clock_ahead
 from pilot.trust.relay import Relayed, RelayPoller, TrustRegistry, read_key, read_networks
 from pilot.trust.store import PendingRequest, TrustedPeer
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECEIVE_S = 10.0
+BLAME_EVERY_S = 60.0
 MAX_OPEN = 256  # messages that are being received
 LOOKUP_S = 8.0
 WAIT_MAX_S = 30.0
@@ -98,6 +102,7 @@ class TrustService:
         self._courier = Courier(hub, lambda: machine.own_node, public_key, sign, now, self.store.told)
         self._relay = RelayPoller(registry, self._relayed, lambda: bool(self.store.requested), clock)
         self._open = 0
+        self._blamed = float("-inf")  # when the log last named a peer with a wrong clock
         # One thread: a later state never loses to an earlier one that is still being written.
         self._writer = ThreadPoolExecutor(1, "trust-store")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -268,9 +273,18 @@ class TrustService:
         msg = self.machine.check(data, node, self._now())
         if msg is None:
             log.debug("handshake.dropped", extra={"peer": node, "counts": dict(dropped)})
+            self._blame_clock(data, node)
             return
         key, shared = await self._vouch(node)
         await self._apply(node, self.machine.receive(msg, self._now(), peer_key=key, shared_network=shared))
+
+    def _blame_clock(self, data: bytes, node: int) -> None:
+        """Tells the operator why a handshake does not get through, seldom enough for a log."""
+        now = self._now()
+        ahead = clock_ahead(data, node, self.machine.own_node, now)
+        if not -MAX_AGE_S <= ahead <= MAX_AHEAD_S and not 0 <= now - self._blamed < BLAME_EVERY_S:
+            self._blamed = now
+            log.warning("a handshake was refused: the clock of the peer differs", extra={"peer": node, "ahead_s": round(ahead)})
 
     async def _relayed(self, entry: Relayed) -> None:
         """An entry of the registry's inbox."""

@@ -376,6 +376,23 @@ async def test_a_request_goes_on_when_the_caller_is_gone(world: World) -> None:
     assert 2 in ann.trust.store.requested
 
 
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_wrong_clock_is_named(world: World, caplog: pytest.LogCaptureFixture, hours: int) -> None:
+    """Nothing comes of the request, so the operator must learn why; not once a message."""
+    ann, bob = world.node(1), world.node(2)
+    world.now += hours * 3600
+    stale = [ann.message(REQUEST, bob, justification=str(i)) for i in range(3)]
+    world.now -= hours * 3600
+    for data in stale:
+        await ann.raw(bob, data)
+    assert not bob.trust.store.pending
+    (told,) = [r for r in caplog.records if "clock" in r.message]
+    assert (told.peer, told.ahead_s) == (1, hours * 3600)  # type: ignore[attr-defined]
+    await ann.raw(bob, stale[0].replace(b'"node_id":1', b'"node_id":3'))
+    await ann.raw(bob, b"{}")
+    assert len([r for r in caplog.records if "clock" in r.message]) == 1
+
+
 async def befriend(ann: Node, bob: Node) -> None:
     await asyncio.gather(ann.trust.send(bob.number), bob.trust.send(ann.number))
     await until(lambda: ann.trusts(bob) and bob.trusts(ann))
