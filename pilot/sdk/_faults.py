@@ -63,7 +63,7 @@ def not_running(path: str, reason: OSError | None = None) -> PilotError:
 
 def timed_out(label: str, seconds: float) -> PilotError:
     """The daemon did not answer in time."""
-    return PilotError("timeout", f"{label}: no answer within {seconds:g}s", "", True)
+    return PilotError("timeout", f"{label}: no answer within {round(seconds, 2):g}s", "", True)
 
 
 def disconnected(label: str) -> PilotError:
