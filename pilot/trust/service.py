@@ -102,7 +102,7 @@ class TrustService:
         self._courier = Courier(hub, lambda: machine.own_node, public_key, sign, now, self.store.told)
         self._relay = RelayPoller(registry, self._relayed, lambda: bool(self.store.requested), clock)
         self._open = 0
-        self._blamed = float("-inf")  # when the log last named a peer with a wrong clock
+        self._blamed: tuple[int, float, float] = (0, 0.0, 0.0)  # the last wrong clock in the log: node, seconds ahead, when
         # One thread: a later state never loses to an earlier one that is still being written.
         self._writer = ThreadPoolExecutor(1, "trust-store")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -279,11 +279,14 @@ class TrustService:
         await self._apply(node, self.machine.receive(msg, self._now(), peer_key=key, shared_network=shared))
 
     def _blame_clock(self, data: bytes, node: int) -> None:
-        """Tells the operator why a handshake does not get through, seldom enough for a log."""
+        """Tells the operator why a handshake does not get through, each difference once a minute."""
         now = self._now()
         ahead = clock_ahead(data, node, self.machine.own_node, now)
-        if not -MAX_AGE_S <= ahead <= MAX_AHEAD_S and not 0 <= now - self._blamed < BLAME_EVERY_S:
-            self._blamed = now
+        if -MAX_AGE_S <= ahead <= MAX_AHEAD_S:
+            return
+        last_node, last_ahead, told = self._blamed
+        if node != last_node or abs(ahead - last_ahead) > BLAME_EVERY_S or not 0 <= now - told < BLAME_EVERY_S:
+            self._blamed = node, ahead, now
             log.warning("a handshake was refused: the clock of the peer differs", extra={"peer": node, "ahead_s": round(ahead)})
 
     async def _relayed(self, entry: Relayed) -> None:
