@@ -279,13 +279,14 @@ class TrustService:
         await self._apply(node, self.machine.receive(msg, self._now(), peer_key=key, shared_network=shared))
 
     def _blame_clock(self, data: bytes, node: int) -> None:
-        """Tells the operator why a handshake does not get through, each difference once a minute."""
+        """Tells the operator why a handshake does not get through: a line a second, the same one once a minute."""
         now = self._now()
         ahead = clock_ahead(data, node, self.machine.own_node, now)
         if -MAX_AGE_S <= ahead <= MAX_AHEAD_S:
             return
         last_node, last_ahead, told = self._blamed
-        if node != last_node or abs(ahead - last_ahead) > BLAME_EVERY_S or not 0 <= now - told < BLAME_EVERY_S:
+        same = node == last_node and abs(ahead - last_ahead) < BLAME_EVERY_S
+        if not 0 <= now - told < (BLAME_EVERY_S if same else 1.0):
             self._blamed = node, ahead, now
             log.warning("a handshake was refused: the clock of the peer differs", extra={"peer": node, "ahead_s": round(ahead)})
 
