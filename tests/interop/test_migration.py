@@ -189,6 +189,7 @@ def test_the_command_line_of_a_published_service(bed: Testbed, installed: list[I
     assert json.loads((machine.dot / "account.json").read_text())["email"].endswith("nodes.pilotprotocol.network")
 
 
+@pytest.mark.interop
 @pytest.mark.parametrize("first", [THEIRS, OURS])
 def test_half_a_file_is_continued_by_the_other_make(bed: Testbed, peers: dict[str, Machine], first: str) -> None:
     """The receiver is stopped in the middle of a file and replaced; the sender's next try sends what is missing."""
