@@ -15,6 +15,7 @@ import pytest
 from world import World
 
 from pilot.daemon.identity import NodeIdentity
+from pilot.wire.registry import HEAD_SIZE, body_size, encode
 
 PROGRAM = Path(sys.executable).parent / "pilot-daemon"
 
@@ -91,3 +92,27 @@ def test_what_is_in_the_place_of_the_socket(tmp_path: Path) -> None:
         assert status == 1 and "answers" in report["problems"][0]
     status, report = dry(tmp_path)
     assert status == 0, "a socket that nobody serves is replaced at the start"
+
+
+async def test_a_registry_that_does_not_know_keys(world: World) -> None:
+    """Then the daemon that still runs is asked, if it has the same key."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(body_size(await reader.readexactly(HEAD_SIZE)))
+        writer.write(encode({"type": "error", "error": "node 0: node not found"}))
+        await writer.drain()
+        writer.close()
+
+    old = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = old.sockets[0].getsockname()[1]
+    agent = await world.agent("alpha")
+    home = world.root / "dry"
+    for identity, number in ((agent.node.identity, agent.number), (NodeIdentity.generate(), 0)):
+        identity.save(home / ".pilot" / "identity.json")
+        flags = ("-registry", f"127.0.0.1:{port}", "-socket", str(agent.node.config.socket))
+        status, report = await asyncio.to_thread(dry, home, *flags)
+        assert status == 0 and report["node_id"] == number
+        assert any("does not tell" in note for note in report["notes"]), report["notes"]
+        assert any("stopped first" in note for note in report["notes"]), report["notes"]
+    old.close()
+    await old.wait_closed()
