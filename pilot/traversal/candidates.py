@@ -10,6 +10,8 @@ from pilot.traversal.decisions import Addr
 from pilot.traversal.nat import Scope, scope
 
 NEVER = float("-inf")
+PROBE_GAP_S = 0.05
+STALE_S = 120.0  # no NAT keeps the port of an address that answered so long ago and that nobody else names
 
 
 class Source(IntFlag):
@@ -48,6 +50,7 @@ class Candidate:
     srtt: float | None = None
     rttvar: float = 0.0
     punched: bool = False  # a beacon arranged a punch toward its host before it first answered
+    commanded: float = NEVER  # a beacon told both sides to punch
     dead: bool = False
 
     @property
@@ -69,9 +72,16 @@ class Candidate:
         return self.answered and now - self.last_pong <= age_s
 
     def burst(self, offsets: tuple[float, ...], now: float) -> None:
-        """Schedules probes at `now` + offsets, besides those scheduled earlier, at most 6 in all."""
-        merged = sorted({*self.due, *(now + o for o in offsets)})
-        self.due = merged[:6]
+        """Schedules probes at `now` + offsets, besides those scheduled earlier, at most 6 in all and PROBE_GAP_S apart: what asks
+        for one (a punch command of each beacon, a hint, a race) often comes in volleys."""
+        last = self.last_sent
+        due: list[float] = []
+        for at in sorted({*self.due, *(now + o for o in offsets)}):
+            if due and at - last < PROBE_GAP_S:
+                continue
+            last = max(at, last + PROBE_GAP_S)
+            due.append(last)
+        self.due = due[:6]
 
     def probed(self, token: int, now: float) -> None:
         """A probe was sent."""
@@ -210,6 +220,13 @@ class CandidateSet:
                 c.sources &= ~source
                 if not c.sources and c is not active:
                     del self._all[key]
+
+    def drop_stale(self, active: Candidate | None, now: float) -> None:
+        """Forgets addresses that neither the registry nor an answer of late speaks for."""
+        keep = Source.REGISTERED | Source.LAN | Source.RELAY
+        for key, c in list(self._all.items()):
+            if not c.sources & keep and c is not active and now - max(c.added, c.last_pong, c.commanded) > STALE_S:
+                del self._all[key]
 
     def drop_direct(self) -> None:
         """Forgets every address of the peer."""

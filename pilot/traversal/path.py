@@ -54,6 +54,8 @@ RACE_MAX_S = 4.0
 RELAY_GRACE_S = 0.05  # a direct answer is under way: not worth a detour
 SUSPECT_S = 3.0  # after a network change
 LEFT_S = 0.3  # a direct path that answered so lately is not dead, whatever way the peer sends
+SAME_PUNCH_S = 0.25
+PROBE_RATE, PROBE_BURST = 8.0, 24.0  # per second and at once, to addresses that carry nothing, whatever happens
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 45.0)  # the last one repeats
 
 
@@ -62,8 +64,8 @@ class PathMachine:
 
     __slots__ = (  # a node may have ten thousand of these
         "_addressed", "_asked_at", "_died_idle", "_doubted", "_hidden", "_now", "_opening", "_out", "_punching", "_race_from",
-        "_relay_at", "_retries", "_retry_at", "_suspended", "_token", "_ways", "active", "health", "lost_at", "node",
-        "own_nat", "peer_nat", "relay_only", "session", "story", "wanted_until",
+        "_relay_at", "_retries", "_retry_at", "_suspended", "_token", "_tokens", "_tokens_at", "_ways", "active",
+        "health", "lost_at", "node", "own_nat", "peer_nat", "relay_only", "session", "story", "wanted_until",
     )
 
     def __init__(self, node: int, *, token: Callable[[], int], hidden: bool = False) -> None:
@@ -86,6 +88,7 @@ class PathMachine:
         self._opening = False
         self._race_from: float | None = None
         self._punching = Punching()
+        self._tokens, self._tokens_at = PROBE_BURST, NEVER  # probes that may go at once
         self._relay_at: float | None = None
         self._retry_at: float | None = None
         self._retries = 0
@@ -256,6 +259,8 @@ class PathMachine:
     def seen(self, addr: Addr, relayed: bool, now: float) -> None:
         """An authenticated frame came from elsewhere than the active path."""
         if self.relay_only:
+            if not relayed and not self._hidden:
+                self._ask_addresses(now)  # the peer shows its address again: UDP may have come back to it
             return
         if relayed:
             self._left_by_peer(now)
@@ -299,6 +304,10 @@ class PathMachine:
         self._punching.command(now)
         self.story.punch_arranged = True
         candidate = self._ways.add(addr, False, Source.PUNCH, now)
+        if candidate:
+            if now - candidate.commanded < SAME_PUNCH_S:
+                return  # another beacon's command, or the one that the peer asked for at the same time
+            candidate.commanded = now
         for c in self._ways.direct():
             if c.addr[0] == addr[0] and not c.answered:
                 c.punched = True
@@ -326,10 +335,11 @@ class PathMachine:
             if candidate.detours < 3:
                 candidate.burst((0.1,), now)
                 return
-        first = candidate.last_pong == NEVER
+        back = candidate.dead or candidate.last_pong == NEVER  # at the former port if only the filter forgot
         if not candidate.pong(token, rtt, now):
             return
-        if first and not candidate.relay and now - self._died_idle < 10.0:
+        if back and not candidate.relay and now - self._died_idle < 10.0:
+            self._died_idle = NEVER
             self.health.mapping_expired()
         self._choose(candidate, now)
 
@@ -403,8 +413,12 @@ class PathMachine:
             self._check_active(now)
             for candidate in self._ways:
                 if candidate.due and candidate.due[0] <= now:
-                    candidate.due = [t for t in candidate.due if t > now]
-                    self._probe(candidate, now)
+                    later = [t for t in candidate.due if t > now]
+                    if candidate is self.active or self._may_probe(now):
+                        candidate.due = later
+                        self._probe(candidate, now)
+                    else:
+                        candidate.due = [now + 1.0 / PROBE_RATE, *later[1:]]
         if self._race_from is not None and self._race_end <= now:
             self._conclude(now)
         if self._retry_at is not None and self._retry_at <= now:
@@ -431,6 +445,7 @@ class PathMachine:
         self._race_from = now
         self._retry_at = None
         self._retries = 0
+        self._ways.drop_stale(self.active, now)
         self._plan_punches(PUNCH_S, now)
         relays = 0
         for candidate in self.candidates():
@@ -481,6 +496,7 @@ class PathMachine:
             return
         self._retries += 1
         self._retry_at = now + self._retry_gap
+        self._ways.drop_stale(self.active, now)
         self._plan_punches((0.0,), now)
         for candidate in self._ways:
             if not candidate.relay or lost:
@@ -581,6 +597,14 @@ class PathMachine:
         self._ask_addresses(now)
         if self._race_from is None:
             self._start_race(now, first=False)
+
+    def _may_probe(self, now: float) -> bool:
+        self._tokens = min(PROBE_BURST, self._tokens + (now - self._tokens_at) * PROBE_RATE)
+        self._tokens_at = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
 
     def _probe(self, candidate: Candidate, now: float) -> None:
         token = self._token()
