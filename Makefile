@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test interop lossy test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages
+.PHONY: help setup test-setup demo test interop sim lossy test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
@@ -13,6 +13,7 @@ help:
 	@echo "make setup        system packages (when root), virtual environment, build"
 	@echo "make test-c       C unit tests             make test-asan  the same under ASan and UBSan"
 	@echo "make test-python  Python tests             make fuzz       each fuzz target for FUZZ_SECONDS (10)"
+	@echo "make sim          SIM_SEEDS (1000) random networks on virtual time, from seed SIM_FIRST (1), SIM_MINUTES (1) of trouble each"
 	@echo "make interop      the published programs with ours, every operation and role"
 	@echo "make lossy        files to and from a published daemon over a lossy line, against two published ones (LOSSY_ARGS)"
 	@echo "make nat-report   connections through every pair of NATs, measured (root, half an hour; ROUNDS, CELLS, PARTS)"
@@ -69,6 +70,12 @@ nat-report: test-setup
 
 lossy: test-setup
 	$(VENV)/bin/python tests/interop/lossy.py $(LOSSY_ARGS)
+
+# Thousands of simulated networks; a seed that breaks an invariant prints its trace and the command that repeats it.
+sim: test-setup
+	@mkdir -p $(BUILD)/tests
+	cd $(BUILD)/tests && "$(abspath $(VENV))/bin/python" "$(CURDIR)/tests/sim/run.py" \
+	  --seeds $(or $(SIM_SEEDS),1000) --first $(or $(SIM_FIRST),1) --minutes $(or $(SIM_MINUTES),1)
 
 lint: test-setup
 	$(VENV)/bin/ruff check pilot tests bench

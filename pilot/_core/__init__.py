@@ -52,7 +52,7 @@ from pilot._core._engine import (
     Event,
 )
 from pilot._core._errors import CoreError
-from pilot._core._relay import RelayLoop
+from pilot._core._relay import Relay, RelayLoop
 
 __all__ = [
     "CAP_NOCRC",
@@ -88,6 +88,7 @@ __all__ = [
     "Engine",
     "EngineBase",
     "Event",
+    "Relay",
     "RelayLoop",
     "aead_open",
     "aead_seal",

@@ -52,3 +52,41 @@ class RelayLoop:
         """(node, 0x06 datagram) for attached nodes, oldest first."""
     def stats(self) -> dict[str, int]:
         """Counters of pl_relay_stats and pl_relay_loop_stats."""
+
+class Relay:
+    """The beacon's tables and answers without sockets (pl_relay): the simulator runs it on virtual time.
+
+    observer_port, observer: where NAT probes are observed besides, on the beacon's own address and on its other one.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        now_ns: int,
+        observer_port: int = 0,
+        observer: Addr | None = None,
+        options: Mapping[str, int] | None = None,
+    ) -> None: ...
+    def input(self, at: int, data: bytes, src: Addr | int, local: Addr, now_ns: int) -> list[tuple[int, bytes, Addr | None]]:
+        """One datagram that reached socket `at` (pl_relay_socket: 0 the beacon's own), bound to `local`; src: a number
+        for an attached node. What leaves: (socket, datagram, to)."""
+    def expire(self, now_ns: int) -> None:
+        """Forgets what is too old; to be called about once a second."""
+    def set_peers(self, peers: Sequence[Addr]) -> None:
+        """The peer beacons, at most 16."""
+    def take_news(self) -> bool:
+        """True once after something that peers should hear of."""
+    def nodes(self) -> list[int]:
+        """Local nodes for gossip, at most 4096."""
+    def lookup(self, node: int) -> Addr | None: ...
+    def vouch(self, node: int, ip: str) -> None:
+        """The registry's word that `node` is at `ip`."""
+    def attach(self, node: int) -> None:
+        """The node speaks over a stream from here on."""
+    def detach(self, node: int) -> None:
+        """Its stream is gone."""
+    def take(self) -> list[tuple[int, bytes]]:
+        """(node, 0x06 datagram) for attached nodes, oldest first."""
+    def stats(self) -> dict[str, int]:
+        """Counters of pl_relay_stats."""

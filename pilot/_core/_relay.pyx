@@ -1,4 +1,4 @@
-"""Bindings on csrc/relay.h: the beacon's socket and native forwarding thread."""
+"""Bindings on csrc/relay.h: the beacon's sockets and native forwarding thread, and the same without I/O for the simulator."""
 
 import os
 
@@ -12,6 +12,37 @@ from pilot._core.addr cimport addr_from_py, addr_to_py
 from pilot._core.capi cimport *
 
 
+cdef int read_options(object options, pl_relay_cfg *cfg) except -1:
+    pl_relay_cfg_default(cfg)
+    for key, value in (options or {}).items():
+        if key == "max_nodes":
+            cfg.max_nodes = value
+        elif key == "node_ttl_ns":
+            cfg.node_ttl_ns = value
+        elif key == "claim_ttl_ns":
+            cfg.claim_ttl_ns = value
+        elif key == "punch_rate":
+            cfg.punch_rate = value
+        elif key == "probe_rate":
+            cfg.probe_rate = value
+        elif key == "relay_bytes_per_s":
+            cfg.relay_bytes_per_s = value
+        else:
+            raise ValueError(f"unknown relay option: {key!r}")
+    return 0
+
+
+cdef list read_hand(const uint8_t *p, size_t n):
+    cdef size_t at = 0
+    cdef uint32_t head[2]
+    cdef list out = []
+    while at < n:
+        memcpy(head, p + at, 8)
+        out.append((head[0], p[at + 8:at + 8 + head[1]]))
+        at += 8 + head[1]
+    return out
+
+
 cdef class RelayLoop:
     cdef pl_relay_loop *loop
 
@@ -20,25 +51,8 @@ cdef class RelayLoop:
         cdef pl_relay_probe_cfg probe
         cdef pl_addr a
         cdef int r
-        pl_relay_cfg_default(&cfg)
+        read_options(options, &cfg)
         cfg.hash_seed = int.from_bytes(os.urandom(8), "big")
-        for key, value in (options or {}).items():
-            if key == "max_nodes":
-                cfg.max_nodes = value
-            elif key == "node_ttl_ns":
-                cfg.node_ttl_ns = value
-            elif key == "claim_ttl_ns":
-                cfg.claim_ttl_ns = value
-            elif key == "punch_rate":
-                cfg.punch_rate = value
-            elif key == "probe_rate":
-                cfg.probe_rate = value
-            elif key == "pace_rate":
-                cfg.pace_rate = value
-            elif key == "relay_bytes_per_s":
-                cfg.relay_bytes_per_s = value
-            else:
-                raise ValueError(f"unknown relay option: {key!r}")
         addr_from_py(bind, &a)
         addr_from_py((alt or "0.0.0.0", 0), &probe.alt)
         if alt is None:
@@ -223,16 +237,9 @@ cdef class RelayLoop:
     def take(self):
         cdef const uint8_t *p
         cdef size_t n
-        cdef size_t at = 0
-        cdef uint32_t head[2]
-        cdef list out = []
         with nogil:
             n = pl_relay_loop_take(self.loop, &p)
-        while at < n:
-            memcpy(head, p + at, 8)
-            out.append((head[0], p[at + 8:at + 8 + head[1]]))
-            at += 8 + head[1]
-        return out
+        return read_hand(p, n)
 
     def stats(self):
         cdef uint64_t now
@@ -243,3 +250,118 @@ cdef class RelayLoop:
             pl_relay_loop_get_stats(self.loop, &io)
             pl_relay_loop_unlock(self.loop)
         return {**dict(st), **{name: int(value) for name, value in dict(io).items()}}
+
+
+cdef class Relay:
+    cdef pl_relay *r
+    cdef uint64_t now
+
+    def __cinit__(self, *, uint64_t seed, uint64_t now_ns, uint16_t observer_port=0, observer=None, options=None):
+        cdef pl_relay_cfg cfg
+        cdef pl_addr a
+        read_options(options, &cfg)
+        cfg.hash_seed = seed
+        self.now = now_ns
+        self.r = pl_relay_new(&cfg, now_ns)
+        if self.r is NULL:
+            raise MemoryError
+        addr_from_py(observer or ("0.0.0.0", 0), &a)
+        if observer is None:
+            a.family = 0
+        pl_relay_set_probe(self.r, observer_port, &a)
+
+    def __dealloc__(self):
+        if self.r is not NULL:
+            pl_relay_free(self.r)
+
+    def input(self, int at, bytes data, src, local, uint64_t now_ns):
+        cdef pl_rx rx
+        cdef bytearray copy = bytearray(data)  # heads are rewritten in place
+        cdef list out
+        self.now = now_ns
+        rx.data = copy
+        rx.len = <uint32_t> len(data)
+        rx.seg = 0
+        if isinstance(src, int):
+            pl_relay_stream_addr(&rx.from_, src)
+        else:
+            addr_from_py(src, &rx.from_)
+        addr_from_py(local, &rx.local)
+        if at == PL_SOCK_MAIN:
+            pl_relay_input(self.r, &rx, 1, now_ns)
+            out = self._sends()
+        else:
+            pl_relay_observe(self.r, <pl_relay_socket> at, &rx, 1, now_ns)
+            out = []
+        self._replies(out)
+        return out
+
+    cdef list _sends(self):
+        cdef const pl_udp_msg *msgs
+        cdef unsigned n = pl_relay_sends(self.r, &msgs)
+        cdef unsigned i, j
+        cdef bytes datagram
+        cdef list out = []
+        for i in range(n):
+            # One buffer went in, so what comes out are single datagrams: a run of several would be of equal ones.
+            for j in range(msgs[i].n_iov):
+                datagram = msgs[i].iov[j].iov_base[:msgs[i].iov[j].iov_len]
+                out.append((0, datagram, addr_to_py(&msgs[i].to)))
+        return out
+
+    cdef int _replies(self, list out) except -1:
+        cdef const pl_relay_reply *replies
+        cdef unsigned n = pl_relay_replies(self.r, &replies)
+        cdef unsigned i
+        for i in range(n):
+            out.append((<int> replies[i].socket, replies[i].data[:replies[i].len], addr_to_py(&replies[i].to)))
+        return 0
+
+    def expire(self, uint64_t now_ns):
+        self.now = now_ns
+        pl_relay_expire(self.r, now_ns)
+
+    def set_peers(self, peers):
+        cdef pl_addr table[16]
+        cdef unsigned n = 0
+        for p in list(peers)[:16]:
+            addr_from_py(p, &table[n])
+            n += 1
+        pl_relay_set_peers(self.r, table, n)
+
+    def take_news(self):
+        return pl_relay_take_news(self.r)
+
+    def nodes(self):
+        cdef uint32_t ids[4096]
+        cdef size_t n = pl_relay_nodes(self.r, ids, 4096)
+        return [ids[i] for i in range(n)]
+
+    def lookup(self, uint32_t node):
+        cdef pl_addr a
+        return addr_to_py(&a) if pl_relay_lookup(self.r, node, &a) else None
+
+    def vouch(self, uint32_t node, ip):
+        cdef pl_addr a
+        addr_from_py((ip, 0), &a)
+        cdef int r = pl_relay_vouch(self.r, node, &a, self.now)
+        if r < 0:
+            raise CoreError(r)
+
+    def attach(self, uint32_t node):
+        cdef int r = pl_relay_attach(self.r, node, self.now)
+        if r < 0:
+            raise CoreError(r)
+
+    def detach(self, uint32_t node):
+        pl_relay_detach(self.r, node)
+
+    def take(self):
+        cdef const uint8_t *p
+        cdef size_t n = pl_relay_take(self.r, &p)
+        return read_hand(p, n)
+
+    def stats(self):
+        cdef pl_relay_stats st
+        pl_relay_get_stats(self.r, &st)
+        return dict(st)

@@ -225,9 +225,19 @@ cdef extern from "loop.h" nogil:
 
 
 cdef extern from "udp.h" nogil:
+    ctypedef struct pl_iovec "struct iovec":
+        uint8_t *iov_base
+        size_t iov_len
     ctypedef struct pl_rx:
         uint8_t *data
         uint32_t len, seg
+        pl_addr from_ "from"
+        pl_addr local
+    ctypedef struct pl_udp_msg:
+        pl_addr to
+        pl_iovec *iov
+        unsigned n_iov
+        uint32_t seg
 
 
 cdef extern from "relay.h" nogil:
@@ -243,6 +253,24 @@ cdef extern from "relay.h" nogil:
     ctypedef struct pl_relay_loop:
         pass
     void pl_relay_cfg_default(pl_relay_cfg *cfg)
+    pl_relay *pl_relay_new(const pl_relay_cfg *cfg, uint64_t now_ns)
+    void pl_relay_free(pl_relay *r)
+    void pl_relay_input(pl_relay *r, pl_rx *batch, unsigned n, uint64_t now_ns)
+    unsigned pl_relay_sends(pl_relay *r, const pl_udp_msg **out)
+    void pl_relay_expire(pl_relay *r, uint64_t now_ns)
+    enum pl_relay_socket:
+        PL_SOCK_MAIN
+    ctypedef struct pl_relay_reply:
+        pl_relay_socket socket
+        pl_addr to
+        uint8_t *data
+        uint32_t len
+    void pl_relay_set_probe(pl_relay *r, uint16_t observer_port, const pl_addr *alt)
+    void pl_relay_observe(pl_relay *r, pl_relay_socket at, const pl_rx *batch, unsigned n, uint64_t now_ns)
+    unsigned pl_relay_replies(const pl_relay *r, const pl_relay_reply **out)
+    bint pl_relay_take_news(pl_relay *r)
+    void pl_relay_stream_addr(pl_addr *out, uint32_t node)
+    size_t pl_relay_take(pl_relay *r, const uint8_t **out)
     void pl_relay_set_peers(pl_relay *r, const pl_addr *peers, unsigned n)
     size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap)
     bint pl_relay_lookup(const pl_relay *r, uint32_t node, pl_addr *out)
