@@ -107,6 +107,7 @@ class TrustService:
         self._writer = ThreadPoolExecutor(1, "trust-store")
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[int, asyncio.Task[None]] = {}  # per peer: the latest background actions
+        self._answering: dict[int, asyncio.Task[bool]] = {}  # per peer: the answer that is on its way
         self._asking: dict[int, asyncio.Task[None]] = {}
         self._waiting: dict[int, set[asyncio.Event]] = {}  # who waits for trust of a node
 
@@ -332,6 +333,8 @@ class TrustService:
                 self._grant(action)
             else:
                 slow.append(action)
+        if any(isinstance(a, Send | Respond) for a in slow) and (overtaken := self._answering.get(node)):
+            overtaken.cancel()  # the peer hears the later decision, and need not wait for the earlier one to arrive
         must = any(isinstance(a, Forget) for a in slow)
         if slow and (must or len(self._tasks) < MAX_BACKGROUND):
             task = self._last[node] = self._spawn(self._in_order(self._last.get(node), slow))
@@ -369,14 +372,26 @@ class TrustService:
         if type_ == ACCEPT and not self.store.is_trusted(node):
             return  # revoked meanwhile
         repeated = type_ == ACCEPT and self._courier.lately(node, ACCEPT)
-        reached = await self._courier.deliver(node, type_, reason=reason)
+        delivery = asyncio.get_running_loop().create_task(self._courier.deliver(node, type_, reason=reason))
+        if type_ in (ACCEPT, REJECT):
+            self._answering[node] = delivery
+        try:
+            await asyncio.wait([delivery])
+        finally:
+            delivery.cancel()
+            if self._answering.get(node) is delivery:
+                del self._answering[node]
+        if delivery.cancelled():
+            return
+        reached = delivery.result()
         self.machine.changed = True  # the store holds when it left
         await self._save()
         if not reached and type_ in (ACCEPT, REJECT):
             self._respond(node, type_ == ACCEPT)
-        if repeated:
-            # A published peer has dropped it as a replay. It takes a request by the node that it asks itself for consent, and the
-            # registry carries requests where it knows of none to answer.
+        if repeated or (type_ == ACCEPT and not reached):
+            # A published peer drops a repeated accept as a replay; older ones take no direct one from a node they do not trust.
+            # All take a request by the node that they ask themselves for consent, and the registry carries requests where it
+            # knows of none to answer.
             self._tell(node, True, partial(self._registry.request_handshake, node, ""))
 
     def _respond(self, node: int, accept: bool) -> None:

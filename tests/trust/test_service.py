@@ -318,6 +318,25 @@ async def test_a_request_soon_after_another_goes_through_the_registry_too(world:
     assert world.registry.requests[2][1]["justification"] == "second"
 
 
+async def test_a_change_of_mind_does_not_wait_for_the_first_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rejection cannot be delivered directly and keeps trying; the approval after it is at the registry at once."""
+    ann, bob = world.node(1), world.node(2)
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.sleep(LIMIT_S * 2)
+
+    monkeypatch.setattr(bob.hub, "dial", never)
+    await ann.trust.send(2)
+    await until(lambda: 1 in bob.trust.store.pending)
+    await bob.trust.reject(1)
+    await until(lambda: 2 not in ann.trust.store.requested)  # told by the registry
+    assert list(bob.trust._answering) == [1]
+    await ann.trust.send(2)
+    await until(lambda: 1 in bob.trust.store.pending)
+    await bob.trust.approve(1)
+    await until(lambda: ann.trusts(bob))
+
+
 async def test_a_restart_does_not_forget_what_was_said(world: World, tmp_path: Path) -> None:
     """Neither do the peers: the second request is a replay to them, though another process made it."""
     ann, bob = world.node(1, path=tmp_path / "trust.json"), world.node(2)
