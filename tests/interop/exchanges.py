@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 
+import published
 from operations import LONG, OPERATIONS, Operation, operation
 from testbed import OURS, THEIRS, Machine, wait_for
 
@@ -35,7 +36,8 @@ def message(kind: str, body: bytes) -> Operation:
         stored = len(b.inbox())
         path = a.home / "message"
         path.write_bytes(body)
-        data = a.json("send-message", b.name, "--data-file", str(path), "--type", kind)
+        given = ("--data", body.decode()) if a.tools in published.OLDER else ("--data-file", str(path))
+        data = a.json("send-message", b.name, *given, "--type", kind)
         assert data["ack"] == f"ACK {kind.upper()} {len(body)} bytes", data
         new = wait_for(lambda: b.inbox()[stored:], f"the message in the inbox of {b}", 5)[0]
         assert new["type"] == kind.upper() and new["bytes"] == len(body) and new["from"] == a.address, new

@@ -1,7 +1,8 @@
-"""The published programs, from the package index into a virtual environment of their own.
+"""The published programs, from the package index into virtual environments of their own, one for each release.
 
-They are cached in build/interop-venv of the working tree (PILOT_INTEROP_VENV names another place). Nothing of them is imported by
-the tests: they run as programs, without a route out and with everything switched off that would report home.
+They are cached in build/interop-venv of the working tree (PILOT_INTEROP_VENV names another place; older releases stand beside it
+with their number behind the name). Nothing of them is imported by the tests: they run as programs, without a route out and with
+everything switched off that would report home.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import sys
 from pathlib import Path
 
 VERSION = "1.18.0"
-PACKAGE = f"pilotprotocol=={VERSION}"
+OLDER = ("1.13.11", "1.9.1")
+PACKAGE = "pilotprotocol"
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL_S = 180
 
-# What the published daemon does beyond the network: all of it off.
+# What the published daemon does beyond the network: all of it off, as far as a release has the switch.
 QUIET = ("-telemetry-url=", "-motd-feed-url=", "-no-skillinject")
 ENVIRONMENT = {"PILOT_NO_SKILLINJECT": "1", "PILOT_TELEMETRY_URL": "", "PILOT_MOTD_URL": "", "NO_COLOR": "1"}
 
@@ -27,27 +29,39 @@ class Unavailable(Exception):
     """The published programs cannot be had; the text says why."""
 
 
-def venv() -> Path:
-    return Path(os.environ.get("PILOT_INTEROP_VENV") or ROOT / "build" / "interop-venv").absolute()
+def venv(version: str = VERSION) -> Path:
+    where = Path(os.environ.get("PILOT_INTEROP_VENV") or ROOT / "build" / "interop-venv").absolute()
+    return where if version == VERSION else where.with_name(f"{where.name}-{version}")
 
 
 @functools.cache
-def bin_dir() -> Path:
+def bin_dir(version: str = VERSION) -> Path:
     """The folder of pilotctl, pilot-daemon and libpilot.so; installs them first if need be. Raises Unavailable."""
-    where = venv()
+    where = venv(version)
     where.parent.mkdir(parents=True, exist_ok=True)
     with open(where.with_name(where.name + ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = _find(where)
         if found is None:
-            _install(where)
+            _install(where, version)
             found = _find(where)
     if found is None:
-        raise Unavailable(f"{PACKAGE} brings no pilot-daemon for this machine")
+        raise Unavailable(f"{PACKAGE}=={version} brings no pilot-daemon for this machine")
+    if (found / ".pilot-version").read_text().strip() != version:
+        raise Unavailable(f"{where} holds another release than {version}; remove it")
     done = subprocess.run([str(found / "pilot-daemon"), "-version"], capture_output=True, text=True, timeout=20, check=False)
-    if VERSION not in done.stdout + done.stderr:
-        raise Unavailable(f"pilot-daemon -version says {done.stdout!r}{done.stderr!r}, wanted {VERSION}; remove {where}")
+    if done.returncode:
+        raise Unavailable(f"pilot-daemon of {version} does not run here: {done.stdout}{done.stderr}")
     return found
+
+
+@functools.cache
+def quiet(version: str = VERSION) -> tuple[str, ...]:
+    """The flags of QUIET that this release's daemon has."""
+    argv = [str(bin_dir(version) / "pilot-daemon"), "-help"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    text = done.stdout + done.stderr
+    return tuple(flag for flag in QUIET if f"  {flag.removesuffix('=')}" in text)
 
 
 def python() -> Path:
@@ -63,13 +77,14 @@ def _find(where: Path) -> Path | None:
     return None
 
 
-def _install(where: Path) -> None:
+def _install(where: Path, version: str) -> None:
+    package = f"{PACKAGE}=={version}"
     pip = [str(where / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--retries=1"]
     try:
         subprocess.run([sys.executable, "-m", "venv", str(where)], check=True, capture_output=True, text=True, timeout=INSTALL_S)
-        subprocess.run([*pip, PACKAGE], check=True, capture_output=True, text=True, timeout=INSTALL_S)
+        subprocess.run([*pip, package], check=True, capture_output=True, text=True, timeout=INSTALL_S)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"the package index did not deliver {PACKAGE} in {INSTALL_S} s") from None
+        raise Unavailable(f"the package index did not deliver {package} in {INSTALL_S} s") from None
     except subprocess.CalledProcessError as error:
         last = (error.stderr or error.stdout or "").strip().splitlines()[-1:] or [str(error)]
-        raise Unavailable(f"{PACKAGE} cannot be installed: {last[0]}") from None
+        raise Unavailable(f"{package} cannot be installed: {last[0]}") from None

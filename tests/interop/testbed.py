@@ -45,6 +45,16 @@ def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], second
         time.sleep(step)
 
 
+def release(make: str) -> str:
+    """The published release that a make stands for: THEIRS is the present one, an older one goes by its number."""
+    return published.VERSION if make == THEIRS else make
+
+
+def programs(make: str) -> Path:
+    """The folder of a make's pilotctl and pilot-daemon."""
+    return OUR_BIN if make == OURS else published.bin_dir(release(make))
+
+
 class CommandFailed(AssertionError):
     """A command of a user ended with an error; carries the finished process."""
 
@@ -91,13 +101,14 @@ class Machine:
         }  # fmt: skip
 
     def daemon_argv(self, make: str) -> list[str]:
-        theirs = make == THEIRS
-        program = (published.bin_dir() if theirs else OUR_BIN) / "pilot-daemon"
+        program = programs(make) / "pilot-daemon"
         return [
             str(program), "-registry", self.bed.registry, "-beacon", self.bed.beacon, "-socket", self.socket,
             "-listen", f":{self.listen_port}", "-identity", str(self.dot / "identity.json"), "-hostname", self.name,
             "-admin-token", ADMIN_TOKEN,
-            *(published.QUIET if theirs else ()), *self.flags,
+            *(() if make == OURS else published.quiet(release(make))), *self.flags,
+            # Older releases fetch handshakes with their heartbeat alone, and the oldest does not start without an address.
+            *(("-keepalive", "3s", "-email", f"{self.name}@example.org") if make in published.OLDER else ()),
         ]  # fmt: skip
 
     def start(self, make: str | None = None) -> Machine:
@@ -160,8 +171,7 @@ class Machine:
     # ---- its user ----
 
     def argv(self, *args: str, tools: str | None = None) -> list[str]:
-        folder = published.bin_dir() if (tools or self.tools) == THEIRS else OUR_BIN
-        return [str(folder / "pilotctl"), *args]
+        return [str(programs(tools or self.tools) / "pilotctl"), *args]
 
     def ctl(self, *args: str, check: bool = True, timeout: float = 40, tools: str | None = None,
             env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:  # fmt: skip
