@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from pilot.cli.output import Output, clean, millis, number, rows, seconds, table
@@ -12,6 +14,7 @@ from pilot.errors import PilotError
 from pilot.sdk.client import LocalClient
 
 POLL = 0.05
+SETTLE_S = 5.0  # longer than any race of paths
 _CONNECTED = {
     "direct": "Connected directly",
     "lan": "Connected over the local network",
@@ -112,13 +115,14 @@ def fresh(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[
 
 
 class Story:
-    """Prints decisions about a peer on standard error while it is used in `with`. told: whether there were any.
+    """Prints decisions about a peer on standard error while it is used in `with`.
 
     It asks over a connection of its own: a dial keeps the other one busy. Daemons that tell nothing are fine.
     """
 
     def __init__(self, socket_path: str, node: int, out: Output) -> None:
-        self.told = False
+        self._told = False
+        self._racing = False
         self._path, self._node, self._out = socket_path, node, out
         self._client: LocalClient | None = None
         self._known: list[dict[str, Any]] = []
@@ -136,13 +140,29 @@ class Story:
                 self._thread.start()
         return self
 
+    def finish(self) -> bool:
+        """Waits until the daemon has decided on a path: data may flow long before. Whether there was anything to tell."""
+        deadline = monotonic() + SETTLE_S
+        with suppress(PilotError):
+            self._halt()
+            while self._client is not None and monotonic() < deadline:
+                self._tell()
+                if not self._racing:
+                    break
+                time.sleep(POLL)
+        return self._told or self._out.json
+
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
         if self._client is not None:
-            self._thread.join()
+            self._halt()
             with suppress(PilotError):
                 self._tell()
             self._end()
+
+    def _halt(self) -> None:
+        self._stop.set()
+        if self._client is not None:
+            self._thread.join()
 
     def _end(self) -> None:
         if self._client is not None:
@@ -151,12 +171,14 @@ class Story:
 
     def _history(self) -> list[dict[str, Any]]:
         assert self._client is not None
-        return rows(self._client.peer_path(self._node), "history")
+        reply = self._client.peer_path(self._node)
+        self._racing = reply.get("phase") in ("opening", "racing")
+        return rows(reply, "history")
 
     def _tell(self) -> None:
         now = self._history()
         for decision in fresh(self._known, now):
-            self.told = True
+            self._told = True
             self._out.note(clean(str(decision.get("text", ""))))
         self._known = now
 

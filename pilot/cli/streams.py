@@ -37,10 +37,8 @@ def connect(s: Session) -> None:
     timeout = s.args.duration("timeout", TIMEOUT)
     with Story(s.settings.socket, target.address.node, s.out) as story:
         conn = s.dial(target, port, timeout)
+        data = _exchange(s, conn, target, port, message, timeout - (monotonic() - started), story)
     state = s.path(target.address.node)
-    if not story.told:
-        s.out.note(connected_text(state))
-    data = _exchange(s, conn, target, port, message, timeout - (monotonic() - started), True)
     data |= {"path": state.kind or None, "encrypted": state.encrypted}
     s.out.done(data, data["response"].removesuffix("\n"))
 
@@ -53,7 +51,7 @@ def send(s: Session) -> None:
     target = s.dial_target()
     timeout = s.args.duration("timeout", TIMEOUT)
     conn = s.dial(target, port, timeout)
-    reply = _exchange(s, conn, target, port, data, timeout, False)
+    reply = _exchange(s, conn, target, port, data, timeout, None)
     s.out.done(reply, reply["response"].removesuffix("\n"))
 
 
@@ -64,9 +62,9 @@ def _data(s: Session) -> str:
 
 
 def _exchange(
-    s: Session, conn: Connection, target: Target, port: int, data: bytes, timeout: float, tell: bool
+    s: Session, conn: Connection, target: Target, port: int, data: bytes, timeout: float, story: Story | None
 ) -> dict[str, Any]:
-    """One write, one read. tell: report when the peer has the message."""
+    """One write, one read. story: is told to its end, and then that the peer has the message."""
     with conn:
         conn.write(data, max(timeout, 1.0))
         try:
@@ -77,8 +75,12 @@ def _exchange(
             arrived = "; the message was delivered" if _delivered(s, conn.conn_id) else ""
             message = f"no answer from {target.address} port {port} within {timeout:.0f}s{arrived}"
             raise PilotError("timeout", message, "a longer wait: --timeout 2m", True) from None
-        if tell and (response or _delivered(s, conn.conn_id)):
-            s.out.note("Message delivered")
+        delivered = bool(response) or (story is not None and _delivered(s, conn.conn_id))
+        if story is not None:
+            if not story.finish():
+                s.out.note(connected_text(s.path(target.address.node)))
+            if delivered:
+                s.out.note("Message delivered")
     if not response:
         s.out.note(f"sent {len(data)} bytes (no response)")
     return {

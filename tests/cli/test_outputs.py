@@ -331,6 +331,24 @@ def test_connect_tells_the_story_and_the_answer(run, node: FakeNode) -> None:
     assert ran.out == "got: hello from behind NAT\n"
 
 
+def test_connect_tells_the_story_to_its_end_though_data_flowed_before(run, node: FakeNode) -> None:
+    """The relay carries the message while direct and punch are still being tried."""
+    assert node.path_info is not None
+    node.path_info["phase"] = "racing"
+
+    def decided() -> None:
+        assert node.path_info is not None
+        told = [{"age_s": 0, "step": "connected", "text": "Connected via relay (encrypted, 15ms overhead)", "kind": "relay"}]
+        node.path_info |= {"phase": "relayed", "history": told}
+
+    later = threading.Timer(0.5, decided)
+    later.start()
+    ran = run("connect", "home-agent-2", "--message", "hello")
+    later.join()
+    assert ran.err.splitlines() == ["Connected via relay (encrypted, 15ms overhead)", "Message delivered"]
+    assert ran.out == "got: hello\n"
+
+
 def test_connect_over_a_path_that_is_there_already(run, node: FakeNode) -> None:
     ran = run("connect", "9", "--message", "x")
     assert ran.err.splitlines() == ["Connected via hole-punch (encrypted, 12ms)", "Message delivered"]
