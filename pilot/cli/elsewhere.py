@@ -24,6 +24,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "updates": (_UPDATES, "CHANGELOG.md tells what changed"),
     "trusted": ("no node is trusted without a handshake", "`pilotctl trust` shows whom this node trusts"),
     "task": (_TASKS, "send the work as a message: pilotctl send-message TARGET --type json --data ... --wait"),
+    "gateway": ("this program bridges no TCP ports", "dial from a program: pilot.sdk, or pilotctl connect TARGET PORT"),
     "policy": (_POLICY, ""),
     "managed": (_POLICY, ""),
     "member-tags": (_POLICY, "`pilotctl set-tags` tags a node"),

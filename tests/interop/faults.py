@@ -36,13 +36,19 @@ def daemon_start_stop(a: Machine, b: Machine) -> None:
 
 @operation("untrust", separate=True)
 def untrust(a: Machine, b: Machine) -> None:
-    """Ends on both sides; trust can be made again and carries traffic at once."""
+    """Ends on both sides; trust can be made again and carries traffic at once. Between two published daemons perhaps only when
+    the other side asks: they drop the second accept within ten minutes as a replay."""
     assert a.json("untrust", str(b.node))["node_id"] == b.node
     wait_for(lambda: not b.trusts(a), f"{b} learns that {a} ended trust", 15, 0.2)
     assert not a.trusts(b)
     ask(a, b)
     b.json("approve", str(a.node))
-    both_trust(a, b)
+    try:
+        both_trust(a, b)
+    except AssertionError:
+        if OURS in (a.make, b.make):
+            raise
+        ensure_trust(a, b)
     ping_until(a, b)
 
 

@@ -334,7 +334,7 @@ class Testbed:
             else:
                 hosts.append(self.lab.public(f"{name}{end}"))
         if path == RELAYED:
-            only_rendezvous(hosts[0], self)
+            deafen(*hosts)
         a = self.machine(hosts[0], f"{name}a", makes[0], makes[1])
         b = self.machine(hosts[1], f"{name}b", makes[2], makes[3])
         if path == RELAYED:
@@ -345,11 +345,8 @@ class Testbed:
         return a.name in self._relayed or b.name in self._relayed
 
 
-def only_rendezvous(host: Host, bed: Testbed) -> None:
-    """From now on this host exchanges UDP with the rendezvous alone: whoever wants to reach it must use the relay."""
-    host.nft(f"""
-table ip only {{
-  chain in {{ type filter hook input priority 0; meta l4proto udp ip saddr != {{ {bed.host.ip}, 127.0.0.0/8 }} drop; }}
-  chain out {{ type filter hook output priority 0; meta l4proto udp ip daddr != {{ {bed.host.ip}, 127.0.0.0/8 }} drop; }}
-}}
-""")
+def deafen(a: Host, b: Host) -> None:
+    """From now on no UDP of one reaches the other: they must use the relay. Neither is told, as with filters on the way."""
+    for host, other in ((a, b), (b, a)):
+        rule = f"meta l4proto udp ip saddr {other.ip} drop"
+        host.nft(f"table ip deaf {{ chain in {{ type filter hook input priority 0; {rule}; }} }}")
