@@ -4,10 +4,16 @@
  * seconds. Sending is paced at the modelled rate; what may be in flight is a small multiple of their product. Loss alone changes
  * nothing, so random loss of a few per cent costs its share and no more. Loss of a whole round is weighed: much of it, or
  * some of it together with a standing queue, is congestion, and then the model is bounded from above (`bw_lo`, `inflight_hi`)
- * until a later probe finds room. This is what lets loss-based flows live beside it. */
+ * until a later probe finds room.
+ *
+ * Beside flows that fill the queue until it overflows, which is what TCP does, such a model takes too much of a short queue and too little
+ * of a long one. So while there is a rival the window follows the rival's own rule (RIVAL: the curve of CUBIC, reduced when the queue
+ * overflows), and pacing only smooths it. Signs of a rival: a queue that stands while this flow does not build one, or loss while the
+ * queue is about as long as it ever gets, and more of it than is lost while the queue is short. What is lost on a short queue is random and
+ * reduces nothing. From time to time the flow drains its own part of the queue and looks whether the rest stands. */
 #include <assert.h>
 
-#include "cc.h"
+#include "cc_curve.h"
 
 #define STARTUP_GAIN 2.77
 #define DRAIN_GAIN (1.0 / STARTUP_GAIN)
@@ -28,8 +34,14 @@
 #define MIN_SEGMENTS 4u
 #define SLACK_BYTES (128u * 1024u) /* two trains: acknowledgements come per batch */
 #define SHORT_PATH_NS PL_NS_PER_MS
+#define RIVAL_FIRST_NS (10 * PL_NS_PER_S) /* may have been a false alarm */
+#define RIVAL_NS (30 * PL_NS_PER_S)
+#define QUEUE_WINDOW_NS (10 * PL_NS_PER_S)
+#define RIVAL_PACING 1.2
+#define SETTLE_ROUNDS 3u
+#define RANDOM_MAX 0.05       /* no more than this is taken for random */
 
-enum { STARTUP, DRAIN, CRUISE, UP, DOWN, PROBE_RTT };
+enum { STARTUP, DRAIN, CRUISE, UP, DOWN, PROBE_RTT, RIVAL };
 
 typedef struct bbr {
   struct {
@@ -46,8 +58,16 @@ typedef struct bbr {
   uint64_t bw_lo, inflight_hi; /* UINT64_MAX = no bound */
   uint64_t prior_bw_lo, prior_inflight_hi; /* before the last reduction, for undo */
   uint64_t prior_cwnd;         /* before a timeout or PROBE_RTT */
-  uint64_t round_acked, round_lost, round_rtt, round_bw, round_flight;
+  uint64_t round_acked, round_lost, round_rtt, round_bw, round_flight; /* rtt: the smallest, which late acknowledgements do not blur */
+  uint64_t last_acked, last_lost, last_rtt; /* of the round before */
   bool round_limited, restore;
+  pl_curve curve;              /* RIVAL: where `window` goes next */
+  uint64_t window, rival_until;
+  uint32_t cut_round;          /* in which it was last reduced */
+  uint32_t tall_round;         /* in which the queue was last long */
+  uint64_t cruise_rtt;         /* smallest round-trip time of the present CRUISE */
+  uint64_t tall_now, tall_before, tall_since; /* longest queue, in time, of this and of the last QUEUE_WINDOW_NS */
+  double random;               /* share lost while the queue is short, smoothed */
   uint32_t seed;
 } bbr;
 static_assert(sizeof(bbr) <= sizeof(((pl_cc *)0)->u), "state of a strategy lives in pl_cc.u");
@@ -122,9 +142,10 @@ static void check_full(bbr *b) {
   }
 }
 
-static void weigh_loss(pl_cc *cc, bbr *b) {
+/* True if what was lost in this round bounds the model. */
+static bool weigh_loss(pl_cc *cc, bbr *b) {
   uint64_t total = b->round_acked + b->round_lost;
-  if (b->round_lost < floor_bytes(cc) || !total) return;
+  if (b->mode == RIVAL || b->round_lost < floor_bytes(cc) || !total) return false;
   double share = (double)b->round_lost / (double)total;
   bool queued = b->round_rtt != UINT64_MAX && b->min_rtt && b->round_rtt > b->min_rtt + b->min_rtt / 4 + PL_NS_PER_MS;
   double beta;
@@ -133,25 +154,98 @@ static void weigh_loss(pl_cc *cc, bbr *b) {
   else if (share > LOSS_ANY)
     beta = BETA_ANY;
   else
-    return;
+    return false;
   if (b->mode == STARTUP) b->full = true;
   b->prior_bw_lo = b->bw_lo;
   b->prior_inflight_hi = b->inflight_hi;
   uint64_t flight = pl_min64(b->inflight_hi, b->round_flight);
-  b->inflight_hi = pl_max64(pl_max64((uint64_t)(beta * (double)flight), b->round_acked), floor_bytes(cc));
+  uint64_t least = pl_max64(bdp(b, beta), floor_bytes(cc));
+  b->inflight_hi = pl_max64(pl_max64((uint64_t)(beta * (double)flight), b->round_acked), least);
   if (b->mode != UP) {
     /* Lost while not even probing: the path has become slower than the model believes. */
     uint64_t lo = (uint64_t)(beta * (double)bandwidth(b));
     b->bw_lo = pl_max64(lo, b->round_bw);
   }
+  return true;
 }
 
-static void end_round(pl_cc *cc, bbr *b) {
+/* ---- rivals ---- */
+
+static uint64_t queue_ns(uint64_t rtt, const pl_cc_ack *a) { return rtt > a->min_rtt_ns ? rtt - a->min_rtt_ns : 0; }
+static uint64_t short_queue_ns(const pl_cc_ack *a) { return a->min_rtt_ns / 8 + PL_NS_PER_MS / 5; }
+
+static uint64_t tall_ns(const bbr *b) { return pl_max64(b->tall_now, b->tall_before); }
+
+static void note_queue(bbr *b, const pl_cc_ack *a) {
+  if (a->now_ns - b->tall_since > QUEUE_WINDOW_NS) {
+    b->tall_before = b->tall_now;
+    b->tall_now = 0;
+    b->tall_since = a->now_ns;
+  }
+  if (b->round_rtt != UINT64_MAX) b->tall_now = pl_max64(b->tall_now, queue_ns(b->round_rtt, a));
+}
+
+static bool overflowed(const bbr *b, const pl_cc_ack *a) {
+  double lost = (double)(b->round_lost + b->last_lost), all = (double)(b->round_acked + b->last_acked) + lost;
+  if (lost > LOSS_ANY * all) return true;
+  uint64_t queue = queue_ns(b->round_rtt == UINT64_MAX ? b->last_rtt : pl_max64(b->round_rtt, b->last_rtt), a);
+  return queue > short_queue_ns(a) && queue >= tall_ns(b) / 2 && lost > 2 * b->random * all;
+}
+
+static void weigh_random(const pl_cc *cc, bbr *b, const pl_cc_ack *a) {
+  double all = (double)(b->round_acked + b->round_lost);
+  if (!b->round_lost) { /* the more of such losses there should have been, the more it tells that there were none */
+    double expected = b->random * all / cc->mss;
+    b->random -= b->random * (expected < 1 ? expected : 1) / 8;
+    return;
+  }
+  uint64_t low = tall_ns(b) > 2 * short_queue_ns(a) ? tall_ns(b) / 4 : short_queue_ns(a);
+  if (b->mode == STARTUP || b->mode == DRAIN || queue_ns(b->round_rtt, a) > low) b->tall_round = b->round;
+  if (b->round - b->tall_round <= SETTLE_ROUNDS) return; /* may be from when the queue was not short */
+  double share = (double)b->round_lost / all;
+  b->random += ((share < RANDOM_MAX ? share : RANDOM_MAX) - b->random) / 8;
+}
+
+static void enter(bbr *b, uint8_t mode, uint64_t now);
+
+static void reduce(pl_cc *cc, bbr *b) {
+  b->window = pl_curve_reduce(&b->curve, b->window, cc->mss);
+  b->cut_round = b->round;
+}
+
+static void meet_rival(bbr *b, const pl_cc_ack *a) {
+  uint64_t flight = pl_max64(a->prior_in_flight, b->round_flight);
+  b->curve = (pl_curve){0};
+  bool again = b->rival_until && a->now_ns - b->rival_until < RIVAL_FIRST_NS; /* only the look around came between */
+  b->window = again ? pl_max64(b->window, flight) : flight;
+  b->rival_until = a->now_ns + (again ? RIVAL_NS : RIVAL_FIRST_NS);
+  b->bw_lo = b->inflight_hi = UINT64_MAX;
+  b->cut_round = b->round - 2;
+  enter(b, RIVAL, a->now_ns);
+}
+
+/* The window beside a rival. */
+static void compete(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
+  if (a->lost && b->round - b->cut_round >= 2 && overflowed(b, a)) {
+    reduce(cc, b);
+    return;
+  }
+  if (b->round - b->cut_round >= 1 && a->prior_in_flight + a->prior_in_flight / 3 >= b->window)
+    b->window = pl_curve_grow(&b->curve, b->window, cc->mss, a);
+  if (a->round_start && queue_ns(b->last_rtt, a) < short_queue_ns(a) / 2) b->window = pl_max64(b->window, bdp(b, 1.0));
+}
+
+static void end_round(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
   b->round++;
-  weigh_loss(cc, b);
+  bool bounded = weigh_loss(cc, b);
+  note_queue(b, a);
+  weigh_random(cc, b, a);
   check_full(b);
-  if (b->mode == UP && b->inflight_hi != UINT64_MAX && !b->round_lost && b->round_flight >= b->inflight_hi / 8 * 7)
-    b->inflight_hi += b->inflight_hi / 4; /* the bound was reached without loss: there is room */
+  if (b->mode == UP && b->inflight_hi != UINT64_MAX && !bounded && b->round_flight >= b->inflight_hi / 8 * 7)
+    b->inflight_hi += b->inflight_hi / 2; /* the bound was reached without loss: there is room */
+  b->last_acked = b->round_acked;
+  b->last_lost = b->round_lost;
+  b->last_rtt = b->round_rtt == UINT64_MAX ? 0 : b->round_rtt;
   b->round_acked = b->round_lost = b->round_bw = b->round_flight = 0;
   b->round_rtt = UINT64_MAX;
   b->round_limited = true;
@@ -168,6 +262,7 @@ static void enter(bbr *b, uint8_t mode, uint64_t now) {
     b->seed = b->seed * 1664525u + 1013904223u;
     b->phase_len = b->min_rtt * (CRUISE_RTTS - 2 + (b->seed >> 24) % 5);
   }
+  b->cruise_rtt = UINT64_MAX;
   if (mode == UP) b->bw_lo = UINT64_MAX;
 }
 
@@ -181,12 +276,18 @@ static void advance(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
       if (a->in_flight <= bdp(b, 1.0)) enter(b, CRUISE, a->now_ns);
       break;
     case CRUISE:
-      if (spent >= b->phase_len) enter(b, UP, a->now_ns);
+      if (spent < b->phase_len) break;
+      if (b->cruise_rtt != UINT64_MAX && queue_ns(b->cruise_rtt, a) > short_queue_ns(a) + PL_NS_PER_MS / 2)
+        meet_rival(b, a);
+      else
+        enter(b, UP, a->now_ns);
       break;
     case UP:
-      if (spent >= b->phase_len && (a->prior_in_flight >= bdp(b, UP_GAIN) || a->prior_in_flight >= b->inflight_hi || a->lost ||
-                                    spent >= 4 * b->phase_len))
+      if (spent >= b->phase_len && (a->prior_in_flight >= bdp(b, UP_GAIN) || spent >= (b->inflight_hi == UINT64_MAX ? 4 : 8) * b->phase_len))
         enter(b, DOWN, a->now_ns);
+      break;
+    case RIVAL:
+      if (a->now_ns >= b->rival_until) enter(b, DRAIN, a->now_ns);
       break;
     case DOWN:
       if (a->in_flight <= bdp(b, 1.0) || spent >= 2 * b->phase_len) enter(b, CRUISE, a->now_ns);
@@ -206,6 +307,9 @@ static void update_min_rtt(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
   bool expired = a->now_ns - b->min_rtt_at > MIN_RTT_WINDOW_NS;
   if (!b->min_rtt || a->rtt_ns <= b->min_rtt) {
     b->min_rtt = a->rtt_ns;
+    b->min_rtt_at = a->now_ns;
+  } else if (expired && b->mode == RIVAL) {
+    b->min_rtt = a->min_rtt_ns;
     b->min_rtt_at = a->now_ns;
   } else if (expired && b->mode != PROBE_RTT) {
     b->min_rtt = a->rtt_ns;
@@ -230,6 +334,11 @@ static double pacing_gain(const bbr *b) {
 }
 
 static void set_limits(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
+  if (b->mode == RIVAL) {
+    cc->cwnd = b->window;
+    if (a->srtt_ns) cc->pacing_rate = (uint64_t)(RIVAL_PACING * (double)cc->cwnd * (double)PL_NS_PER_S / (double)a->srtt_ns);
+    return;
+  }
   uint64_t bw = bandwidth(b);
   if (bw) {
     cc->pacing_rate = (uint64_t)(pacing_gain(b) * PACING_MARGIN * (double)bw);
@@ -257,14 +366,23 @@ static void bbr_on_ack(pl_cc *cc, const pl_cc_ack *a) {
   b->round_acked += a->acked;
   b->round_lost += a->lost;
   b->round_flight = pl_max64(b->round_flight, a->prior_in_flight);
-  if (a->rtt_ns) b->round_rtt = pl_min64(b->round_rtt, a->rtt_ns);
+  if (a->rtt_ns) {
+    b->round_rtt = pl_min64(b->round_rtt, a->rtt_ns);
+    b->cruise_rtt = pl_min64(b->cruise_rtt, a->rtt_ns);
+  }
   if (a->delivery_rate) {
     b->round_bw = pl_max64(b->round_bw, a->delivery_rate);
     if (!a->app_limited || a->delivery_rate >= b->max[0].v) max_update(b, a->delivery_rate);
     if (!a->app_limited) b->round_limited = false;
   }
   update_min_rtt(cc, b, a);
-  if (a->round_start) end_round(cc, b);
+  if (a->round_start) end_round(cc, b, a);
+  if (a->lost && (b->mode == CRUISE || b->mode == UP || b->mode == DOWN) && overflowed(b, a)) {
+    meet_rival(b, a);
+    reduce(cc, b);
+  } else if (b->mode == RIVAL) {
+    compete(cc, b, a);
+  }
   advance(cc, b, a);
   set_limits(cc, b, a);
 }
@@ -295,6 +413,7 @@ static void bbr_on_timeout(pl_cc *cc, uint64_t now) {
 
 static void bbr_on_spurious(pl_cc *cc, uint64_t now) {
   bbr *b = state(cc);
+  if (b->mode == RIVAL && b->round - b->cut_round < 2) b->window = pl_max64(b->window, (uint64_t)(b->curve.cwnd_prior * cc->mss));
   b->bw_lo = pl_max64(b->bw_lo, b->prior_bw_lo);
   b->inflight_hi = pl_max64(b->inflight_hi, b->prior_inflight_hi);
   bbr_on_recovered(cc, now);

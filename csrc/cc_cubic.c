@@ -3,10 +3,10 @@
 #include <math.h>
 
 #include "cc.h"
+#include "cc_curve.h"
 
 #define CUBIC_C 0.4
-#define CUBIC_BETA 0.7
-#define CUBIC_ALPHA (3.0 * (1.0 - CUBIC_BETA) / (1.0 + CUBIC_BETA))
+#define CUBIC_ALPHA (3.0 * (1.0 - PL_CUBIC_BETA) / (1.0 + PL_CUBIC_BETA))
 #define HS_MIN_SAMPLES 8u
 #define HS_MIN_THRESH_NS (4 * PL_NS_PER_MS)
 #define HS_MAX_THRESH_NS (16 * PL_NS_PER_MS)
@@ -15,9 +15,8 @@
 #define MIN_SEGMENTS 2u
 
 typedef struct cubic {
-  uint64_t epoch_ns;    /* start of the present avoidance phase, 0 = not begun */
+  pl_curve curve;
   uint64_t last_ack_ns;
-  double w_max, cwnd_prior, w_est, k, origin; /* segments; k in seconds; origin = plateau of the curve */
   bool recovering;      /* window reduced, episode not over: no growth */
   bool reduced;         /* `undo_*` are good */
   uint64_t undo_cwnd, undo_ssthresh;
@@ -83,13 +82,13 @@ static void slow_start(pl_cc *cc, cubic *c, const pl_cc_ack *a) {
   }
 }
 
-static double curve(const cubic *c, double t) {
+static double at(const pl_curve *c, double t) {
   double d = t - c->k;
   return c->origin + CUBIC_C * d * d * d;
 }
 
-static void avoidance(pl_cc *cc, cubic *c, const pl_cc_ack *a) {
-  double mss = cc->mss, cwnd = (double)cc->cwnd / mss, acked = (double)a->acked / mss;
+uint64_t pl_curve_grow(pl_curve *c, uint64_t window, uint32_t mss_bytes, const pl_cc_ack *a) {
+  double mss = mss_bytes, cwnd = (double)window / mss, acked = (double)a->acked / mss;
   if (!c->epoch_ns) {
     c->epoch_ns = a->now_ns;
     c->w_est = cwnd;
@@ -98,17 +97,26 @@ static void avoidance(pl_cc *cc, cubic *c, const pl_cc_ack *a) {
     if (c->cwnd_prior < cwnd) c->cwnd_prior = cwnd;
   }
   double t = (double)(a->now_ns - c->epoch_ns) / (double)PL_NS_PER_S;
-  double target = curve(c, t + (double)a->srtt_ns / (double)PL_NS_PER_S);
+  double target = at(c, t + (double)a->srtt_ns / (double)PL_NS_PER_S);
   if (target < cwnd) target = cwnd;
   if (target > 1.5 * cwnd) target = 1.5 * cwnd;
   c->w_est += (c->w_est < c->cwnd_prior ? CUBIC_ALPHA : 1.0) * acked / cwnd;
-  if (curve(c, t) < c->w_est) {
+  if (at(c, t) < c->w_est) {
     if (c->w_est > cwnd) cwnd = c->w_est;
   } else {
     cwnd += (target - cwnd) / cwnd * acked;
   }
   uint64_t grown = (uint64_t)(cwnd * mss);
-  if (grown > cc->cwnd) cc->cwnd = grown;
+  return grown > window ? grown : window;
+}
+
+uint64_t pl_curve_reduce(pl_curve *c, uint64_t window, uint32_t mss) {
+  double cwnd = (double)window / mss;
+  c->cwnd_prior = cwnd;
+  /* Fast convergence: a flow that shrinks leaves room for the newcomer that made it shrink. */
+  c->w_max = cwnd < c->w_max ? cwnd * (1.0 + PL_CUBIC_BETA) / 2.0 : cwnd;
+  c->epoch_ns = 0;
+  return pl_max64((uint64_t)(PL_CUBIC_BETA * (double)window), MIN_SEGMENTS * (uint64_t)mss);
 }
 
 static void cubic_on_ack(pl_cc *cc, const pl_cc_ack *a) {
@@ -117,12 +125,12 @@ static void cubic_on_ack(pl_cc *cc, const pl_cc_ack *a) {
   /* A window that is not used proves nothing: half of it in slow start, most of it afterwards. */
   bool limited = slow ? a->prior_in_flight * 2 >= cc->cwnd : a->prior_in_flight + a->prior_in_flight / 3 >= cc->cwnd;
   if (c->recovering || !limited) {
-    if (c->epoch_ns && c->last_ack_ns) c->epoch_ns += a->now_ns - c->last_ack_ns; /* idle time is not growth time */
+    if (c->curve.epoch_ns && c->last_ack_ns) c->curve.epoch_ns += a->now_ns - c->last_ack_ns; /* idle time is not growth time */
     if (a->round_start && slow) start_round(c);
   } else if (slow) {
     slow_start(cc, c, a);
   } else {
-    avoidance(cc, c, a);
+    cc->cwnd = pl_curve_grow(&c->curve, cc->cwnd, cc->mss, a);
   }
   c->last_ack_ns = a->now_ns;
   set_pacing(cc, a->srtt_ns);
@@ -131,18 +139,12 @@ static void cubic_on_ack(pl_cc *cc, const pl_cc_ack *a) {
 static void remember(pl_cc *cc, cubic *c) {
   c->undo_cwnd = cc->cwnd;
   c->undo_ssthresh = cc->ssthresh;
-  c->undo_w_max = c->w_max;
+  c->undo_w_max = c->curve.w_max;
   c->reduced = true;
 }
 
 static void reduce(pl_cc *cc, cubic *c) {
-  double cwnd = (double)cc->cwnd / cc->mss;
-  c->cwnd_prior = cwnd;
-  /* Fast convergence: a flow that shrinks leaves room for the newcomer that made it shrink. */
-  c->w_max = cwnd < c->w_max ? cwnd * (1.0 + CUBIC_BETA) / 2.0 : cwnd;
-  cc->ssthresh = (uint64_t)(CUBIC_BETA * (double)cc->cwnd);
-  if (cc->ssthresh < MIN_SEGMENTS * (uint64_t)cc->mss) cc->ssthresh = MIN_SEGMENTS * (uint64_t)cc->mss;
-  c->epoch_ns = 0;
+  cc->ssthresh = pl_curve_reduce(&c->curve, cc->cwnd, cc->mss);
   c->css = false;
 }
 
@@ -180,8 +182,8 @@ static void cubic_on_spurious(pl_cc *cc, uint64_t now) {
   c->reduced = false;
   if (c->undo_cwnd > cc->cwnd) cc->cwnd = c->undo_cwnd;
   cc->ssthresh = c->undo_ssthresh;
-  c->w_max = c->undo_w_max;
-  c->epoch_ns = 0;
+  c->curve.w_max = c->undo_w_max;
+  c->curve.epoch_ns = 0;
   c->recovering = false;
 }
 

@@ -74,8 +74,8 @@ static void throughput(const rate_case *c) {
     m.l[i].delay_ns = c->rtt_ns / 2;
     m.l[i].rate = c->rate;
     m.l[i].queue = c->queue;
-    m.cfg[i].send_buffer = 32u << 20;
-    m.cfg[i].recv_buffer = 32u << 20;
+    m.cfg[i].send_buffer = 64u << 20;
+    m.cfg[i].recv_buffer = 64u << 20;
   }
   m.l[0].loss = c->loss;
   m.e[0].to_send = c->bytes;
@@ -99,8 +99,8 @@ static void throughput(const rate_case *c) {
   sim_free(&m);
 }
 
-/* Two flows share a bottleneck; the second starts two seconds later. The weaker one's share of what both got afterwards. */
-static double contest(const char *a, const char *b, uint64_t rate, uint64_t queue, uint64_t rtt_ns) {
+/* Two flows share a bottleneck; the second starts `later` afterwards. The weaker one's share of what both got from the twelfth second on. */
+static double contest(const char *a, const char *b, uint64_t rate, uint64_t queue, uint64_t rtt_ns, uint64_t later) {
   sim m[2];
   uint64_t wire = 0, from[2] = {0};
   sim_opts o[2] = {{.own = {true, true}, .cc = {a, a}, .mss = {1400, 1400}, .isn = {1, 2}},
@@ -111,9 +111,10 @@ static double contest(const char *a, const char *b, uint64_t rate, uint64_t queu
     m[f].l[0].rate = rate;
     m[f].l[0].queue = queue;
     m[f].l[0].busy_until = &wire;
+    m[f].cfg[0].send_buffer = m[f].cfg[1].recv_buffer = 64u << 20;
     m[f].e[0].to_send = 1ull << 40;
   }
-  m[1].now += 2 * PL_NS_PER_S;
+  m[1].now += later;
   const uint64_t slice = 200 * PL_NS_PER_US, warm = 12 * PL_NS_PER_S, end = 42 * PL_NS_PER_S;
   for (uint64_t t = PL_NS_PER_S; t < end; t += slice) {
     for (unsigned k = 0; k < 2; k++) {
@@ -149,13 +150,15 @@ int main(void) {
   static const rate_case cases[] = {
       {"bbr own 1 Gbit/s 40 ms", "bbr", true, 1000 * MBIT, 5000000, 40 * PL_NS_PER_MS, 0, 200u << 20, 1400, 0.80},
       {"cubic own 1 Gbit/s 40 ms", "cubic", true, 1000 * MBIT, 5000000, 40 * PL_NS_PER_MS, 0, 200u << 20, 1400, 0.80},
+      {"bbr own 1 Gbit/s 100 ms", "bbr", true, 1000 * MBIT, 12500000, 100 * PL_NS_PER_MS, 0, 400u << 20, 1400, 0.85},
       {"bbr own 1 Gbit/s 40 ms, shallow queue", "bbr", true, 1000 * MBIT, 500000, 40 * PL_NS_PER_MS, 0, 200u << 20, 1400, 0.75},
-      {"bbr own 100 Mbit/s 30 ms 2 % loss", "bbr", true, 100 * MBIT, 400000, 30 * PL_NS_PER_MS, 0.02, 40u << 20, 1152, 0.60},
+      {"bbr own 100 Mbit/s 30 ms 2 % loss", "bbr", true, 100 * MBIT, 400000, 30 * PL_NS_PER_MS, 0.02, 40u << 20, 1152, 0.80},
+      {"bbr own 100 Mbit/s 30 ms 1 % loss", "bbr", true, 100 * MBIT, 200000, 30 * PL_NS_PER_MS, 0.01, 100u << 20, 1400, 0.85},
       {"bbr own 100 Mbit/s 100 ms 2 % loss", "bbr", true, 100 * MBIT, 1250000, 100 * PL_NS_PER_MS, 0.02, 40u << 20, 1152, 0.60},
       {"bbr own 100 Mbit/s 100 ms", "bbr", true, 100 * MBIT, 1250000, 100 * PL_NS_PER_MS, 0, 40u << 20, 1152, 0.80},
       {"cubic own 100 Mbit/s 100 ms", "cubic", true, 100 * MBIT, 1250000, 100 * PL_NS_PER_MS, 0, 40u << 20, 1152, 0.80},
       {"bbr own 10 Mbit/s 20 ms", "bbr", true, 10 * MBIT, 100000, 20 * PL_NS_PER_MS, 0, 8u << 20, 1152, 0.85},
-      {"bbr own 1 Gbit/s 30 ms 2 % loss", "bbr", true, 1000 * MBIT, 4000000, 30 * PL_NS_PER_MS, 0.02, 100u << 20, 1400, 0.70},
+      {"bbr own 1 Gbit/s 30 ms 2 % loss", "bbr", true, 1000 * MBIT, 4000000, 30 * PL_NS_PER_MS, 0.02, 100u << 20, 1400, 0.80},
       {"bbr own 10 Gbit/s 0.2 ms", "bbr", true, 10000 * MBIT, 4000000, 200 * PL_NS_PER_US, 0, 200u << 20, 8000, 0.80},
       {"cubic own 10 Gbit/s 0.2 ms", "cubic", true, 10000 * MBIT, 4000000, 200 * PL_NS_PER_US, 0, 200u << 20, 8000, 0.80},
       {"cubic plain 20 Mbit/s 20 ms", "cubic", false, 20 * MBIT, 100000, 20 * PL_NS_PER_MS, 0, 8u << 20, 1152, 0.80},
@@ -170,12 +173,16 @@ int main(void) {
     double share;
   } pairs[] = {
       {"cubic", "cubic", 250000, 0.25}, {"bbr", "bbr", 250000, 0.25},   {"bbr", "bbr", 1000000, 0.25},
-      {"cubic", "bbr", 250000, 0.15},   {"cubic", "bbr", 1000000, 0.10}, {"bbr", "cubic", 100000, 0.10},
-      {"bbr", "cubic", 500000, 0.15},
+      {"cubic", "bbr", 250000, 0.35},   {"cubic", "bbr", 1000000, 0.20}, {"bbr", "cubic", 100000, 0.35},
+      {"bbr", "cubic", 500000, 0.35},
   };
   for (unsigned i = 0; i < sizeof pairs / sizeof *pairs; i++)
     if (!only || !strcmp(only, "contest"))
-      CHECK(contest(pairs[i].a, pairs[i].b, 50 * MBIT, pairs[i].queue, 40 * PL_NS_PER_MS) >= pairs[i].share);
+      CHECK(contest(pairs[i].a, pairs[i].b, 50 * MBIT, pairs[i].queue, 40 * PL_NS_PER_MS, 2 * PL_NS_PER_S) >= pairs[i].share);
+  /* Begun together, neither gets more than 65 % in queues of half to two times what the path holds. */
+  for (uint64_t ms = 10; ms <= 100; ms = ms == 30 ? 100 : 3 * ms)
+    for (uint64_t half = 1; half <= 4 && (!only || !strcmp(only, "contest")); half *= 2)
+      CHECK(contest("bbr", "cubic", 50 * MBIT, 50 * MBIT * ms * half / 2000, ms * PL_NS_PER_MS, 0) >= 0.35);
   printf("test_stream_sim: %llu transfers ok\n", (unsigned long long)seeds);
   return 0;
 }
