@@ -6,8 +6,8 @@
 void pl_engine_cfg_default(pl_engine_cfg *cfg) {
   memset(cfg, 0, sizeof *cfg);
   cfg->stream.congestion = "bbr";
-  cfg->stream.send_buffer = 8u << 20;
-  cfg->stream.recv_buffer = 16u << 20;
+  cfg->stream.send_buffer = 64u << 20;
+  cfg->stream.recv_buffer = 64u << 20;
   cfg->stream.recv_buffer_plain = 2u << 20;
   cfg->stream.keepalive_ns = 25 * PL_NS_PER_S;
   cfg->stream.idle_timeout_ns = 120 * PL_NS_PER_S;
@@ -47,7 +47,7 @@ pl_engine *pl_engine_new(const pl_engine_cfg *cfg, pl_tx *tx, uint64_t now_ns) {
   e->cfg = *cfg;
   if (e->cfg.max_segment < PL_SEGMENT_BASE) e->cfg.max_segment = PL_SEGMENT_BASE;
   if (e->cfg.max_segment > 65000) e->cfg.max_segment = 65000;
-  e->budget.limit = 1ull << 30;
+  e->budget.limit = PL_MEMORY;
   if (!e->cfg.stream.budget) e->cfg.stream.budget = &e->budget;
   e->tx = tx;
   e->now_ns = now_ns;

@@ -205,6 +205,12 @@ static pl_synopt our_synopt(const pl_engine *e) {
                      .reorder_segments = 65536};
 }
 
+static pl_stream_cfg stream_cfg(const pl_engine *e, pl_peer *p) {
+  pl_stream_cfg cfg = e->cfg.stream;
+  cfg.budget = &p->budget;
+  return cfg;
+}
+
 static bool speaks_options(const pl_peer *p) { return p->cur && p->cur->caps.features & PL_CAP_STREAM_OPTS; }
 
 int64_t pl_engine_dial(pl_engine *e, uint16_t local_net, uint16_t remote_net, uint32_t node, uint16_t port, uint32_t client,
@@ -236,7 +242,8 @@ int64_t pl_engine_dial(pl_engine *e, uint16_t local_net, uint16_t remote_net, ui
 /* Key and path are there: the stream begins. Only now is it known whether the peer understands options. */
 void pl_conn_release(pl_engine *e, pl_conn *c) {
   pl_synopt offer = our_synopt(e);
-  pl_stream *s = pl_stream_dial(&e->cfg.stream, (uint32_t)pl_engine_random(e), pl_peer_mss(e, c->peer),
+  pl_stream_cfg cfg = stream_cfg(e, c->peer);
+  pl_stream *s = pl_stream_dial(&cfg, (uint32_t)pl_engine_random(e), pl_peer_mss(e, c->peer),
                                 speaks_options(c->peer) ? &offer : NULL, e->now_ns);
   if (!s) return; /* out of memory: the dial deadline answers */
   c->held = false;
@@ -295,7 +302,8 @@ static void on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
   pl_conn *c = conn_new(e, p, pkt->dst_net, pkt->dst_port, pkt->src_net, pkt->src_port);
   if (!c) return;
   pl_synopt offer = our_synopt(e);
-  c->s = pl_stream_accept(&e->cfg.stream, (uint32_t)pl_engine_random(e), pl_peer_mss(e, p),
+  pl_stream_cfg cfg = stream_cfg(e, p);
+  c->s = pl_stream_accept(&cfg, (uint32_t)pl_engine_random(e), pl_peer_mss(e, p),
                           speaks_options(p) ? &offer : NULL, pkt, e->now_ns);
   c->inbound = true;
   port->n_conns++;

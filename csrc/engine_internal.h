@@ -11,6 +11,8 @@
 #define PL_EVENT_LIMIT 4096u         /* events a stranger can cause and that wait for Python */
 #define PL_DATAGRAM_BYTES (4u << 20) /* of datagrams that wait for Python: a peer may send large ones, and none of them may keep a PILA out */
 #define PL_PROBE_PORT 0xfffeu        /* source port of our pings: pongs come back to it */
+#define PL_MEMORY (1ull << 30)       /* held by all streams */
+#define PL_PEER_MEMORY (PL_MEMORY / 4)
 #define PL_PROBES 16u                /* pings without an answer, per peer; the oldest is overwritten */
 #define PL_KEY_RETIRE_NS (10 * PL_NS_PER_S)
 #define PL_GRAVES 1024u              /* keys no longer in force whose counters are remembered */
@@ -101,6 +103,7 @@ typedef struct pl_peer {
   unsigned n_dgrams;
   struct pl_conn *conns;
   uint32_t n_conns;
+  pl_budget budget;     /* memory of its streams */
   double syn_tokens;    /* per-source SYN bucket */
   uint64_t syn_at_ns;
   uint64_t bytes_sent, bytes_recv, pkts_sent, pkts_recv;

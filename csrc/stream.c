@@ -32,13 +32,14 @@ static pl_stream *stream_new(const pl_stream_cfg *cfg, uint32_t isn, uint32_t ms
   pl_stream *s = calloc(1, sizeof *s);
   if (!s) return NULL;
   s->cfg = *cfg;
-  if (s->cfg.budget) s->cfg.budget->used += sizeof *s;
+  pl_budget_take(s->cfg.budget, sizeof *s);
   for (unsigned i = 0; i < PL_T_COUNT; i++) s->at[i] = PL_NEVER;
   s->isn = isn;
   s->mss = mss < 64 ? 64 : mss;
   s->flight.head = s->flight.tail = s->lost.head = s->lost.tail = PL_SEG_NONE;
   s->cut_seg = PL_SEG_NONE;
   s->quick_acks = PL_QUICK_ACKS;
+  s->rcv_window = pl_recv_window_start(s);
   s->cc.ops = pl_cc_find(cfg->congestion);
   if (!s->cc.ops) s->cc.ops = &pl_cc_cubic;
   s->cc.ops->init(&s->cc, pl_send_mss(s), now);
@@ -119,7 +120,7 @@ void pl_stream_free(pl_stream *s) {
   s->rcv_read = s->rcv_nxt;
   s->n_ranges = 0;
   pl_recv_trim(s);
-  if (s->cfg.budget) s->cfg.budget->used -= sizeof *s;
+  pl_budget_give(s->cfg.budget, sizeof *s);
   free(s);
 }
 
@@ -361,7 +362,7 @@ static void next_syn(pl_stream *s, uint64_t now, pl_stream_out *out) {
   } else {
     uint32_t slots = pl_recv_window(s);
     /* A SYN counts in slots; should options come into force, the promise must fit their buffer too. */
-    if (s->offered && slots > s->cfg.recv_buffer / PL_PLAIN_SLOT) slots = s->cfg.recv_buffer / PL_PLAIN_SLOT;
+    if (s->offered && slots > s->rcv_window / PL_PLAIN_SLOT) slots = (uint32_t)(s->rcv_window / PL_PLAIN_SLOT);
     s->adv_window = slots ? slots : 1;
     out->window = (uint16_t)s->adv_window;
     s->syn_due = false;

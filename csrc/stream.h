@@ -19,16 +19,29 @@
 
 typedef struct pl_stream pl_stream;
 
-/* Memory shared by all streams of an engine. Streams add what their buffers hold; advertised windows shrink
- * as `used` nears `limit`, so that peers cannot make the process grow without bound. */
+/* Memory shared by the streams of a peer, and through `parent` by those of all peers. Streams add what their buffers hold; advertised
+ * windows shrink as `used` nears `limit`, so that peers cannot make the process grow without bound. */
 typedef struct pl_budget {
   uint64_t used, limit;
+  struct pl_budget *parent; /* what is used here counts there too; NULL = none */
 } pl_budget;
+static inline void pl_budget_take(pl_budget *b, uint64_t bytes) {
+  for (; b; b = b->parent) b->used += bytes;
+}
+static inline void pl_budget_give(pl_budget *b, uint64_t bytes) {
+  for (; b; b = b->parent) b->used -= bytes;
+}
+/* UINT64_MAX without a budget. */
+static inline uint64_t pl_budget_left(const pl_budget *b) {
+  uint64_t left = UINT64_MAX;
+  for (; b; b = b->parent) left = pl_min64(left, b->used < b->limit ? b->limit - b->used : 0);
+  return left;
+}
 
 typedef struct pl_stream_cfg {
   const char *congestion;     /* "bbr" or "cubic" */
-  uint32_t send_buffer;       /* most unacknowledged + unsent bytes held, e.g. 4 MiB */
-  uint32_t recv_buffer;       /* most received bytes held toward our own kind, e.g. 16 MiB; memory is taken as needed */
+  uint32_t send_buffer;       /* most unacknowledged + unsent bytes held; less while the congestion window needs less */
+  uint32_t recv_buffer;       /* most received bytes held toward our own kind; less while the reader takes less in a round trip */
   uint32_t recv_buffer_plain; /* same toward other implementations: 2 MiB = 512 slots of 4096 */
   uint64_t keepalive_ns;      /* empty ACK on an idle stream; 25 s */
   uint64_t idle_timeout_ns;   /* silence after which the stream is closed; 120 s */

@@ -15,7 +15,7 @@ pl_seg *pl_seg_append(pl_stream *s) {
     pl_seg *grown = malloc(places * sizeof *grown);
     if (!grown) return NULL;
     for (uint32_t i = s->seg_head; i != s->seg_tail; i = pl_seg_after(i)) grown[i & (places - 1)] = *pl_seg_at(s, i);
-    if (s->cfg.budget) s->cfg.budget->used += (places - (s->segs ? s->seg_mask + 1 : 0)) * sizeof *grown;
+    pl_budget_take(s->cfg.budget, (places - (s->segs ? s->seg_mask + 1 : 0)) * sizeof *grown);
     free(s->segs);
     s->segs = grown;
     s->seg_mask = places - 1;
@@ -301,7 +301,7 @@ unsigned pl_ack_process(pl_stream *s, const pl_packet *pkt, const pl_sack_block 
   if (s->una > una_before) {
     s->short_held = false;
     if (s->closing) pl_stream_try_fin(s, now);
-    if (s->want_write && pl_stream_writable(s) >= s->cfg.send_buffer / 4) {
+    if (s->want_write && pl_stream_writable(s) >= pl_send_limit(s) / 4) {
       s->want_write = false;
       return PL_SEV_WRITABLE;
     }

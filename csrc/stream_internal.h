@@ -157,6 +157,8 @@ struct pl_stream {
   uint32_t quick_acks;
   uint64_t adv_edge;       /* highest offset ever allowed to the peer */
   uint32_t adv_window;     /* field as last sent */
+  uint64_t rcv_window;     /* own kind: unread bytes to be promised, as far as memory allows */
+  uint64_t rcv_round_ns, rcv_round_read; /* begin of the present round of the reader */
   bool peer_zero_open;     /* the peer takes window 0 for "no limit" (its own keepalives carry it) */
 
   uint64_t n_bytes_sent, n_segs_sent, n_segs_recv, n_retransmits, n_fast_retx, n_sack_recv, n_sack_sent, n_dup_acks, n_timeouts;
@@ -184,6 +186,7 @@ static inline void pl_stream_trim_later(pl_stream *s, uint64_t now) {
 int pl_send_next(pl_stream *s, uint64_t now, pl_stream_out *out);
 uint32_t pl_send_mss(const pl_stream *s); /* largest segment to form now */
 uint32_t pl_send_unacked_max(const pl_stream *s);
+uint64_t pl_send_limit(const pl_stream *s); /* bytes that may be held now, unacknowledged and unsent */
 void pl_send_drop_all(pl_stream *s); /* forgets everything unacknowledged and unsent */
 void pl_send_trim(pl_stream *s);     /* frees buffers of an idle send side */
 void pl_send_update_pacing(pl_stream *s);
@@ -226,5 +229,6 @@ uint16_t pl_recv_window(pl_stream *s); /* field to send now; remembers it as pro
 int pl_recv_next_ack(pl_stream *s, uint64_t now, bool first, pl_stream_out *out);
 uint64_t pl_recv_fin_ack(const pl_stream *s); /* offset to acknowledge: rcv_nxt, one more once the FIN is reached */
 void pl_recv_trim(pl_stream *s);
+uint64_t pl_recv_window_start(const pl_stream *s);
 
 #endif

@@ -9,25 +9,43 @@
 
 #define DUPS_OWED_MAX 16u /* acknowledgements per batch toward a sender that counts duplicates */
 #define DUP_THRESH 3u
+#define RECV_WINDOW_START (1u << 20)
+#define ROUND_MIN_NS (2 * PL_NS_PER_MS)       /* a reader that shares its core with others is away for so long */
+#define ROUND_UNKNOWN_NS (200 * PL_NS_PER_MS) /* round trip taken for granted while there is no sample */
+#define ROUND_LATE 8u
+#define READ_ROUNDS 6u
 
 /* ---- windows ---- */
 
 /* Plain: a little more is kept than is advertised, for peers that must not be shown a closed window. */
 static uint64_t plain_reserve(const pl_stream *s) { return s->cfg.recv_buffer_plain / 8; }
 
-/* Unread bytes that may be buffered in all. */
+/* Bytes from rcv_read on that may be buffered: our own kind keeps to what it was promised, others have the reserve on top. */
 static uint64_t hard_limit(const pl_stream *s) {
-  return s->options ? s->cfg.recv_buffer : s->cfg.recv_buffer_plain + plain_reserve(s);
+  if (!s->options) return s->cfg.recv_buffer_plain + plain_reserve(s);
+  return pl_max64(s->adv_edge, s->rcv_nxt + s->local_opt.max_segment) - s->rcv_read;
+}
+
+uint64_t pl_recv_window_start(const pl_stream *s) { return pl_min64(RECV_WINDOW_START, s->cfg.recv_buffer); }
+
+/* The window follows the reader: several times what it takes in a round trip, so that it is not the limit of a sender that doubles its
+ * rate every round trip, nor of one that mends a hole behind a full queue whose repair was lost too; a slow reader, or one of many
+ * streams, has no megabytes waiting for it. */
+static void follow_reader(pl_stream *s, uint64_t now) {
+  uint64_t rtt = pl_min_rtt(s), round = pl_max64(rtt ? rtt : ROUND_UNKNOWN_NS, ROUND_MIN_NS), took = now - s->rcv_round_ns;
+  if (took < round) return;
+  uint64_t bytes = s->rcv_read - s->rcv_round_read;
+  if (took > ROUND_LATE * round) bytes = bytes / took * (ROUND_LATE * round); /* it slept in between */
+  s->rcv_window = pl_max64(s->rcv_window, pl_min64(READ_ROUNDS * bytes, s->cfg.recv_buffer));
+  s->rcv_round_ns = now;
+  s->rcv_round_read = s->rcv_read;
 }
 
 /* What may be promised: the configured buffer, less when the memory shared by all streams runs short. A quarter of what is left
  * to each, so that many streams together approach the limit gently. */
 static uint64_t promise(const pl_stream *s) {
-  uint64_t max = s->options ? s->cfg.recv_buffer : s->cfg.recv_buffer_plain;
-  const pl_budget *b = s->cfg.budget;
-  if (!b) return max;
-  uint64_t left = b->used < b->limit ? b->limit - b->used : 0;
-  return pl_min64(max, pl_max64(s->rcv.cap + left / 4, 65536));
+  uint64_t max = s->options ? s->rcv_window : s->cfg.recv_buffer_plain;
+  return pl_min64(max, pl_max64(s->rcv.cap + pl_budget_left(s->cfg.budget) / 4, 65536));
 }
 
 static uint32_t plain_slots(const pl_stream *s) {
@@ -59,10 +77,10 @@ static bool window_update_due(const pl_stream *s) {
     if (!few) few = 1;
     return slots > s->adv_window && (slots - s->adv_window >= (max >= 4 ? max / 4 : 1) || (s->adv_window <= few && slots >= s->adv_window + few));
   }
-  uint64_t edge = s->rcv_read + promise(s), now_open = edge > s->rcv_nxt ? edge - s->rcv_nxt : 0;
+  uint64_t window = promise(s), edge = s->rcv_read + window, now_open = edge > s->rcv_nxt ? edge - s->rcv_nxt : 0;
   uint64_t open = s->adv_edge > s->rcv_nxt ? s->adv_edge - s->rcv_nxt : 0;
-  uint64_t two = pl_min64(2 * (uint64_t)s->local_opt.max_segment, s->cfg.recv_buffer / 2);
-  return now_open > open && (now_open - open >= s->cfg.recv_buffer / 4 || (open < two && now_open >= two));
+  uint64_t two = pl_min64(2 * (uint64_t)s->local_opt.max_segment, window / 2);
+  return now_open > open && (now_open - open >= window / 4 || (open < two && now_open >= two));
 }
 
 /* ---- out-of-order ranges ---- */
@@ -99,7 +117,7 @@ static bool add_range(pl_stream *s, uint64_t start, uint64_t end) {
     uint32_t cap = s->ranges_cap ? 2 * s->ranges_cap : 16;
     pl_range *grown = realloc(s->ranges, cap * sizeof *grown);
     if (!grown) return false;
-    if (s->cfg.budget) s->cfg.budget->used += (cap - s->ranges_cap) * sizeof *grown;
+    pl_budget_take(s->cfg.budget, (cap - s->ranges_cap) * sizeof *grown);
     s->ranges = grown;
     s->ranges_cap = cap;
   }
@@ -126,9 +144,12 @@ static void advance(pl_stream *s, uint64_t to) {
 
 void pl_recv_trim(pl_stream *s) {
   if (s->n_ranges) return;
-  if (s->rcv_read == s->rcv_nxt) pl_byte_ring_release(&s->rcv, s->cfg.budget);
+  if (s->rcv_read == s->rcv_nxt) {
+    pl_byte_ring_release(&s->rcv, s->cfg.budget);
+    s->rcv_window = pl_recv_window_start(s);
+  }
   if (s->ranges) {
-    if (s->cfg.budget) s->cfg.budget->used -= s->ranges_cap * sizeof *s->ranges;
+    pl_budget_give(s->cfg.budget, s->ranges_cap * sizeof *s->ranges);
     free(s->ranges);
     s->ranges = NULL;
     s->ranges_cap = 0;
@@ -262,6 +283,7 @@ unsigned pl_stream_peek(const pl_stream *s, const uint8_t *p[2], size_t n[2]) {
 void pl_stream_consume(pl_stream *s, size_t n, uint64_t now) {
   size_t have = pl_stream_readable(s);
   s->rcv_read += n < have ? n : have;
+  if (s->options) follow_reader(s, now);
   if (s->rcv_read == s->rcv_nxt) {
     if (!s->n_ranges) s->rcv.base = s->rcv_nxt;
     pl_stream_trim_later(s, now);

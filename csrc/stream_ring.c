@@ -13,7 +13,7 @@ int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need
   while (cap < need) cap *= 2;
   if (cap > 1u << 30) return PL_ELIMIT;
   uint64_t more = cap - r->cap;
-  if (budget && cap > RING_ALWAYS && (budget->used > budget->limit || more > budget->limit - budget->used)) return PL_ELIMIT;
+  if (cap > RING_ALWAYS && more > pl_budget_left(budget)) return PL_ELIMIT;
   uint8_t *p = malloc((size_t)cap);
   if (!p) return PL_ENOMEM;
   if (to > from) {
@@ -27,14 +27,14 @@ int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need
   r->p = p;
   r->cap = (uint32_t)cap;
   r->base = from;
-  if (budget) budget->used += more;
+  pl_budget_take(budget, more);
   return PL_OK;
 }
 
 void pl_byte_ring_release(pl_byte_ring *r, pl_budget *budget) {
   if (!r->cap) return;
   free(r->p);
-  if (budget) budget->used -= r->cap;
+  pl_budget_give(budget, r->cap);
   r->p = NULL;
   r->cap = 0;
 }

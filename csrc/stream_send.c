@@ -10,10 +10,25 @@
 #define PACE_CATCH_UP_NS PL_NS_PER_MS /* a late wake-up may be made good this far */
 #define PACE_MIN_RATE 16384u          /* bytes per second: no estimate may stop a stream */
 #define PROBE_MAX_NS (10 * PL_NS_PER_S)
+#define SEND_WAITING_MIN (256u * 1024u) /* what an application can hand over before it has to be woken again */
 
 /* ---- buffer ---- */
 
+static uint64_t window_bytes(const pl_stream *s) {
+  uint64_t w = s->cc.cwnd;
+  if (s->srtt_ns && s->srtt_ns < PL_FAST_RTT_NS && !s->rto_count) w = pl_max64(w, PL_FAST_CWND);
+  return w;
+}
+
 static uint64_t held(const pl_stream *s) { return s->end - s->una; }
+
+/* What may be in flight and half as much waiting behind it. What the peer has beyond a hole does not count: the stream must not stop
+ * for want of bytes while the hole is mended. */
+uint64_t pl_send_limit(const pl_stream *s) {
+  uint64_t window = window_bytes(s), arrived = s->nxt - s->una - s->in_flight - s->lost_bytes;
+  window = pl_min64(window, s->options ? s->peer_edge - s->una : (uint64_t)pl_send_unacked_max(s) * pl_send_mss(s));
+  return pl_min64(window + pl_max64(window / 2, SEND_WAITING_MIN) + arrived, s->cfg.send_buffer);
+}
 
 static bool can_write(const pl_stream *s) {
   return !s->closing && (s->state == PL_ST_SYN_SENT || s->state == PL_ST_ESTABLISHED);
@@ -21,7 +36,7 @@ static bool can_write(const pl_stream *s) {
 
 /* Makes room for up to `want` more bytes; returns how many fit. */
 static size_t make_room(pl_stream *s, size_t want) {
-  uint64_t limit = s->cfg.send_buffer, have = held(s);
+  uint64_t limit = pl_send_limit(s), have = held(s);
   if (have >= limit) return 0;
   if (want > limit - have) want = (size_t)(limit - have);
   if (have + want > s->snd.cap) {
@@ -42,8 +57,8 @@ static size_t make_room(pl_stream *s, size_t want) {
 }
 
 size_t pl_stream_writable(const pl_stream *s) {
-  if (!can_write(s) || held(s) >= s->cfg.send_buffer) return 0;
-  return (size_t)(s->cfg.send_buffer - held(s));
+  uint64_t limit = pl_send_limit(s);
+  return can_write(s) && held(s) < limit ? (size_t)(limit - held(s)) : 0;
 }
 
 size_t pl_stream_unacked(const pl_stream *s) { return (size_t)held(s); }
@@ -83,7 +98,7 @@ void pl_send_trim(pl_stream *s) {
   if (s->una != s->end) return;
   pl_byte_ring_release(&s->snd, s->cfg.budget);
   if (s->segs) {
-    if (s->cfg.budget) s->cfg.budget->used -= (s->seg_mask + 1) * sizeof *s->segs;
+    pl_budget_give(s->cfg.budget, (s->seg_mask + 1) * sizeof *s->segs);
     free(s->segs);
     s->segs = NULL;
   }
@@ -111,12 +126,6 @@ uint32_t pl_send_mss(const pl_stream *s) {
 uint32_t pl_send_unacked_max(const pl_stream *s) {
   if (s->options) return s->peer_opt.reorder_segments;
   return s->peer_slots < PL_PLAIN_UNACKED ? s->peer_slots : PL_PLAIN_UNACKED;
-}
-
-static uint64_t window_bytes(const pl_stream *s) {
-  uint64_t w = s->cc.cwnd;
-  if (s->srtt_ns && s->srtt_ns < PL_FAST_RTT_NS && !s->rto_count) w = pl_max64(w, PL_FAST_CWND);
-  return w;
 }
 
 /* A packet of n bytes may leave under the congestion window. Something may always be in flight. */

@@ -230,7 +230,7 @@ static void test_turns(void) {
     cb[i] = pl_get32(client_expect(&w, &b, ACCEPT, NULL) + 2);
   }
   uint8_t *data = make(1u << 20);
-  for (unsigned i = 0; i < 8; i++) client_data(&w, &a, ca[0], data, 1u << 19);
+  for (unsigned i = 0; i < 8; i++) client_data(&w, &a, ca[0], data, 1u << 17);
   for (unsigned i = 1; i < N; i++) client_data(&w, &a, ca[i], data, i);
   steps(&w, 200);
   CHECK(pl_engine_abort(w.n[0].e, ca[7], w.now) == PL_OK); /* one in the middle of the line goes */
@@ -253,7 +253,7 @@ static void test_turns(void) {
       CHECK(cmd == RECV && ++small < N);
     }
   }
-  while (large < 8u << 19) {
+  while (large < 8u << 17) {
     (void)client_expect(&w, &b, RECV, &len);
     large += len - 4;
   }

@@ -124,7 +124,7 @@ static void options(void) {
   pl_stream *s = pl_stream_dial(&c, 1000, 9000, &mine, S);
   pl_stream_release(s, S);
   pl_stream_out o = only(s, S);
-  CHECK(o.flags == PL_FLAG_SYN && o.n1 == PL_SYNOPT_SIZE && o.window == 512);
+  CHECK(o.flags == PL_FLAG_SYN && o.n1 == PL_SYNOPT_SIZE && o.window == 256);
   CHECK(pl_synopt_parse(o.p1, o.p1 + o.n1, &back) && back.max_sack == 32 && back.window_shift == 9);
   pl_packet syn = pkt(PL_FLAG_SYN, 1000, 0, 512, o.p1, o.n1);
   uint8_t copy[PL_SYNOPT_SIZE];
@@ -132,7 +132,7 @@ static void options(void) {
   syn.payload = copy;
   pl_stream *t = pl_stream_accept(&c, 7, 9000, &mine, &syn, S);
   o = only(t, S);
-  CHECK(o.n1 == PL_SYNOPT_SIZE && o.window == (16u << 20) >> 9);
+  CHECK(o.n1 == PL_SYNOPT_SIZE && o.window == (1u << 20) >> 9);
   CHECK(give(s, o.flags, o.seq, o.ack, o.window, o.p1, o.n1, S + MS) & PL_SEV_OPENED);
   pl_stream_info in;
   pl_stream_get_info(s, &in);
@@ -494,6 +494,31 @@ static void slow_reader(bool own) {
   sim_free(&m);
 }
 
+/* Buffers are as large as a reader and a path make use of, however much there is to send: little for one that reads slowly, twice what the
+ * path holds and more for one that keeps up. */
+static void memory_follows_reader(void) {
+  for (unsigned fast = 0; fast < 2; fast++) {
+    sim m;
+    sim_init(&m, 12);
+    sim_opts o = {.own = {true, true}, .cc = {"bbr", "bbr"}, .mss = {1400, 1400}, .isn = {1, 2}};
+    m.cfg[0].send_buffer = m.cfg[1].recv_buffer = 64u << 20;
+    m.l[0].delay_ns = m.l[1].delay_ns = 25 * MS;
+    m.l[0].rate = 125000000;
+    m.l[0].queue = 6250000;
+    m.e[0].to_send = 1ull << 40;
+    m.e[1].read_rate = fast ? 0 : 1u << 20;
+    sim_run(&m, &o, m.now + 2 * S, false);
+    pl_stream_info in;
+    pl_stream_get_info(m.e[1].s, &in);
+    uint64_t window = (uint64_t)in.local_window << sim_opt().window_shift;
+    if (fast)
+      CHECK(window >= 12500000 && m.e[1].read > 150000000);
+    else
+      CHECK(window <= 1u << 20 && m.budget.used <= 12u << 20);
+    sim_free(&m);
+  }
+}
+
 /* The memory limit of the whole engine holds back windows, and everything still arrives. */
 static void short_of_memory(void) {
   sim m;
@@ -616,6 +641,7 @@ int main(void) {
   idle_memory();
   slow_reader(true);
   slow_reader(false);
+  memory_follows_reader();
   short_of_memory();
   const char *one = getenv("PL_SEED");
   if (one) {
