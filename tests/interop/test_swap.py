@@ -43,14 +43,17 @@ def trust_rows(m: Machine) -> list[tuple[int, int]]:
     return sorted((row["node_id"], row["approved_at"]) for row in m.json("trust", tools=OURS)["trusted"])
 
 
-def test_no_acknowledged_message_is_lost(pair: tuple[Machine, Machine]) -> None:
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("end", ["stop", pytest.param("kill", marks=pytest.mark.interop)])
+def test_no_acknowledged_message_is_lost(pair: tuple[Machine, Machine], end: str) -> None:
     a, b = pair
     nodes, trust = (a.node, b.node), (trust_rows(a), trust_rows(b))
     with messages(a, b) as stream:
         stream.wait(20, RESUME_S)
         for machine, make in ((b, OURS), (a, OURS), (b, THEIRS), (a, THEIRS)):
             began = time.monotonic()
-            machine.restart(make)
+            getattr(machine, end)()
+            machine.start(make)
             up = time.monotonic()
             stream.wait(1, RESUME_S)
             print(f"{machine} took over in {up - began:.1f} s; first message {time.monotonic() - up:.1f} s later")
