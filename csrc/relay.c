@@ -64,6 +64,8 @@ void pl_relay_free(pl_relay *r) {
   free(r->answers);
   free(r->hand[0]);
   free(r->hand[1]);
+  free(r->arena);
+  pl_wipe(r->secret, sizeof r->secret);
   free(r);
 }
 
@@ -211,9 +213,8 @@ static void on_relay(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, uin
     return;
   }
   if (m->peer) {
-    static const pl_addr any; /* peers are configured by address; the kernel's choice of ours is what they were told */
     r->st.forwarded++;
-    pl_relay_emit(r, &m->peer->addr, &any, &m->peer->slot, p, len);
+    pl_relay_emit_peer(r, m->peer, p, len);
     return;
   }
   r->st.relayed++;
@@ -238,7 +239,17 @@ static void on_relay(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, uin
 
 /* ---- input ---- */
 
+static bool is_of_beacons(uint8_t type) { return type == PL_BEACON_RELAY || type == PL_BEACON_SYNC || type == PL_BEACON_INTRODUCE; }
+
 static void on_datagram(pl_relay *r, const pl_rx *rx, pl_relay_peer *via, uint8_t *p, uint32_t len) {
+  if (via && r->sealed) {
+    bool sealed = p[0] == PL_BEACON_SEALED;
+    if (sealed && !(p = pl_relay_on_sealed(r, via, p, &len))) return;
+    if (sealed != is_of_beacons(p[0])) { /* unsealed from a peer's address, or sealed what beacons do not say to each other */
+      r->st.forged++;
+      return;
+    }
+  }
   switch (p[0]) {
     case PL_BEACON_RELAY:
       if (len < PL_RELAY_HEAD) break;
@@ -285,7 +296,7 @@ static void on_datagram(pl_relay *r, const pl_rx *rx, pl_relay_peer *via, uint8_
 void pl_relay_input(pl_relay *r, pl_rx *batch, unsigned n, uint64_t now_ns) {
   if (now_ns > r->now_ns) r->now_ns = now_ns;
   r->batch++;
-  r->n_out = r->n_runs = r->n_replies = r->n_answers = 0;
+  r->n_out = r->n_runs = r->n_replies = r->n_answers = r->arena_used = 0;
   for (unsigned i = 0; i < n; i++) {
     const pl_rx *rx = &batch[i];
     pl_relay_peer *via = pl_relay_find_peer(r, &rx->from);

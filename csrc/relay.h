@@ -63,6 +63,30 @@ unsigned pl_relay_replies(const pl_relay *r, const pl_relay_reply **out);
  * set; routes through peers that stay are kept, a peer silent for 90 s loses its own. At most PL_RELAY_PEERS, the rest is ignored. */
 #define PL_RELAY_PEERS 256u
 void pl_relay_set_peers(pl_relay *r, const pl_addr *peers, unsigned n);
+/* Beacons with a secret in common (docs/wire-extensions.md 7.6). With one set, peers are believed in sealed datagrams (0x0E) alone, and what goes
+ * to a peer without a key is dropped. The owner runs the handshake: it takes letters, sends its own, and installs the keys that come of it. */
+#define PL_RELAY_SECRET 32u
+#define PL_SEALED_HEAD 14u
+#define PL_SEALED_TAG 16u
+enum { PL_SEALED_HELLO = 0, PL_SEALED_WELCOME = 1, PL_SEALED_DATA = 2 };
+/* key: authenticates letters. From here on only sealed datagrams count. PL_ENOMEM. */
+int pl_relay_set_secret(pl_relay *r, const uint8_t key[PL_RELAY_SECRET]);
+/* What goes to the peer is sealed with this key; it replaces the former one. PL_ENOENT if it is no peer, PL_ENOMEM. */
+int pl_relay_set_seal_key(pl_relay *r, const pl_addr *peer, uint32_t session, const uint8_t key[32]);
+/* What comes from the peer may be sealed with this key too. The one that the peer used last is kept, of the others the newest. */
+int pl_relay_add_open_key(pl_relay *r, const pl_addr *peer, uint32_t session, const uint8_t key[32]);
+#define PL_RELAY_LETTER_SIZE 54u
+#define PL_RELAY_LETTERS 64u
+typedef struct pl_relay_letter { /* genuine, of a peer; 2 bytes 0x0E 0x02: it seals with a key that is not known here (any more) */
+  pl_addr from;
+  uint8_t data[PL_RELAY_LETTER_SIZE];
+  uint32_t len;
+} pl_relay_letter;
+unsigned pl_relay_take_letters(pl_relay *r, pl_relay_letter out[PL_RELAY_LETTERS]);
+bool pl_relay_has_letters(const pl_relay *r);
+/* What to send to a peer for `data`: sealed if there is a secret. The length; *out is good until the next input. PL_ENOENT, PL_ELIMIT. */
+int pl_relay_for_peer(pl_relay *r, const pl_addr *peer, const uint8_t *data, uint32_t len, const uint8_t **out);
+
 /* True once after something that peers should hear of now: a node came or came back, or a peer of our kind asked for our list. */
 bool pl_relay_take_news(pl_relay *r);
 /* Local node ids for gossip; copies up to cap, returns the number copied. Left out are nodes silent for claim_ttl_ns: they may have moved to
@@ -101,6 +125,8 @@ typedef struct pl_relay_stats {
   uint64_t limited;        /* over a rate, or no room in the table */
   uint64_t bad;            /* short or of a type that a beacon does not take */
   uint64_t sync;
+  uint64_t forged;         /* from a peer, but not sealed with the secret, or seen before */
+  uint64_t unsealed;       /* not sent, as there was no key for the peer yet */
   uint64_t handed, hand_full; /* deliveries to attached nodes; those that found no room */
   uint32_t nodes, routes, attached;
 } pl_relay_stats;
@@ -124,10 +150,14 @@ void pl_relay_loop_free(pl_relay_loop *l); /* stops first; NULL is allowed */
 pl_relay *pl_relay_loop_lock(pl_relay_loop *l, uint64_t *now_ns);
 void pl_relay_loop_unlock(pl_relay_loop *l);
 void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out);
-/* Readable when there is news (pl_relay_take_news, which the thread calls itself). Read it empty; do not close it. */
+/* Readable when there is news (pl_relay_take_news, which the thread calls itself), a byte 1, or when letters wait, a byte 2. Read it empty; do
+ * not close it. */
 int pl_relay_loop_news_fd(const pl_relay_loop *l);
 /* Sends one datagram from the beacon socket (gossip). PL_OK or PL_EIO with errno. With or without the lock. */
 int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len);
+/* The same to a peer beacon, sealed if there is a secret. Takes the lock. PL_ENOENT if it is no peer, or has no key yet. */
+int pl_relay_loop_send_peer(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len);
+unsigned pl_relay_loop_take_letters(pl_relay_loop *l, pl_relay_letter out[PL_RELAY_LETTERS]); /* takes the lock */
 /* The same to a node in the table, from the very address the node knows (notify: beacon.md 1, source pinning). With the lock held.
  * PL_ENOENT if the node is not there. */
 int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len);

@@ -1,10 +1,12 @@
-/* Structures shared by relay.c (messages in, sends out), relay_table.c (nodes, claims, peers, routes), relay_punch.c (introductions) and
- * relay_probe.c (NAT probes). */
+/* Structures shared by relay.c (messages in, sends out), relay_table.c (nodes, claims, peers, routes), relay_punch.c (introductions),
+ * relay_probe.c (NAT probes) and relay_seal.c (datagrams between beacons with a secret). */
 #ifndef PL_RELAY_INTERNAL_H
 #define PL_RELAY_INTERNAL_H
 
+#include "aead.h"
 #include "map.h"
 #include "relay.h"
+#include "replay.h"
 
 #define PL_ROUTE_TTL_NS (90 * PL_NS_PER_S) /* without a sync a peer's routes are gone */
 #define PL_RELAY_BUCKETS 4096u
@@ -39,6 +41,20 @@ typedef struct pl_relay_list { /* by seen_ns, oldest first */
   pl_relay_node *head, *tail;
 } pl_relay_list;
 
+typedef struct pl_relay_bucket {
+  uint64_t key, at_ns;
+  double tokens;
+} pl_relay_bucket;
+
+typedef struct pl_relay_key {
+  pl_aead *aead; /* NULL = none */
+  uint32_t session;
+  uint64_t counter;         /* of the last datagram sealed */
+  pl_replay_window *window; /* of what was opened */
+  bool fresh;               /* opened something already */
+} pl_relay_key;
+#define PL_RELAY_OPEN_KEYS 6u
+
 typedef struct pl_relay_peer {
   pl_addr addr;
   uint32_t *ids; /* what its last sync listed */
@@ -46,12 +62,10 @@ typedef struct pl_relay_peer {
   uint64_t sync_ns;
   pl_relay_slot slot;
   bool keep;
+  pl_relay_key seal, open[PL_RELAY_OPEN_KEYS];
+  uint64_t stray_ns;        /* when the owner was told of an unknown session */
+  pl_relay_bucket letters;
 } pl_relay_peer;
-
-typedef struct pl_relay_bucket {
-  uint64_t key, at_ns;
-  double tokens;
-} pl_relay_bucket;
 
 typedef struct pl_relay_out { /* one outgoing datagram */
   struct iovec iov;
@@ -100,8 +114,17 @@ struct pl_relay {
 
   uint8_t *hand[2];      /* PL_RELAY_HAND_BYTES each, from the first attached node on: one is filled, one is read */
   uint32_t hand_len, hand_turn;
+
+  bool sealed;           /* there is a secret */
+  uint8_t secret[PL_RELAY_SECRET];
+  uint8_t *arena;        /* PL_RELAY_ARENA bytes: sealed datagrams of the present batch */
+  uint32_t arena_used;
+  pl_relay_letter letters[PL_RELAY_LETTERS];
+  unsigned n_letters;
   pl_relay_stats st;
 };
+
+#define PL_RELAY_ARENA (4u << 20) /* more than one batch of received trains */
 
 uint64_t pl_relay_hash(const pl_relay *r, const pl_addr *a, uint64_t salt);
 /* One of `rate` per second, 2 * rate at once, for `key` (pl_relay_hash) in a table of PL_RELAY_BUCKETS. */
@@ -115,8 +138,16 @@ void pl_relay_emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from,
 #define PL_PACE_MAX_S 20u
 /* 0x03 with its 9 bytes; 0x0D of `len` bytes from the peer `via`; a probe that came to the main socket. */
 void pl_relay_on_punch(pl_relay *r, const pl_rx *rx, const uint8_t *p);
-void pl_relay_on_introduce(pl_relay *r, const pl_relay_peer *via, const uint8_t *p, uint32_t len);
+void pl_relay_on_introduce(pl_relay *r, pl_relay_peer *via, const uint8_t *p, uint32_t len);
 void pl_relay_on_probe(pl_relay *r, const pl_rx *rx, const uint8_t *p, uint32_t len);
+
+/* relay_seal.c. Queues a datagram to a peer, sealed if there is a secret. */
+void pl_relay_emit_peer(pl_relay *r, pl_relay_peer *p, uint8_t *data, uint32_t len);
+/* Seals `data` at `to`, which has room for PL_SEALED_HEAD + len + PL_SEALED_TAG bytes; the bytes written, 0 without a key. */
+uint32_t pl_relay_seal(pl_relay *r, pl_relay_peer *p, uint8_t *to, const uint8_t *data, uint32_t len);
+/* A 0x0E from a peer: what is inside, in place, and its length; NULL if it was a letter, or dropped. */
+uint8_t *pl_relay_on_sealed(pl_relay *r, pl_relay_peer *via, uint8_t *p, uint32_t *len);
+void pl_relay_peer_wipe(pl_relay_peer *p);
 
 /* The bound node, or NULL. */
 pl_relay_node *pl_relay_find(const pl_relay *r, uint32_t id);

@@ -30,7 +30,8 @@ struct pl_relay_loop {
   int wake[2]; /* pipe: a byte ends the thread */
   int hand[2]; /* pipe: a byte says that deliveries wait to be taken */
   bool told;   /* the byte is in it */
-  int news[2]; /* pipe: a byte says that peers should hear of something */
+  int news[2]; /* pipe: a byte says that peers should hear of something, or that letters wait */
+  bool told_letters;
   uint64_t wakeups, expired_ns;
 };
 
@@ -59,8 +60,9 @@ static void answer_probes(pl_relay_loop *l) {
 }
 
 static void tell_news(pl_relay_loop *l) {
-  uint8_t byte = 0;
-  if (pl_relay_take_news(l->relay)) (void)!write(l->news[1], &byte, 1); /* full: it says so already */
+  uint8_t news = 1, letters = 2;
+  if (pl_relay_take_news(l->relay)) (void)!write(l->news[1], &news, 1); /* full: it says so already */
+  if (pl_relay_has_letters(l->relay) && !l->told_letters) l->told_letters = write(l->news[1], &letters, 1) == 1;
 }
 
 /* Deals with a batch under the lock. */
@@ -259,6 +261,23 @@ int pl_relay_loop_news_fd(const pl_relay_loop *l) { return l->news[0]; }
 
 int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len) {
   return pl_udp_send_one(&l->udp, to, NULL, data, len);
+}
+
+int pl_relay_loop_send_peer(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len) {
+  const uint8_t *p;
+  take(l);
+  int n = pl_relay_for_peer(l->relay, to, data, (uint32_t)len, &p);
+  int r = n < 0 ? n : pl_udp_send_one(&l->udp, to, NULL, p, (size_t)n);
+  pthread_mutex_unlock(&l->lock);
+  return r;
+}
+
+unsigned pl_relay_loop_take_letters(pl_relay_loop *l, pl_relay_letter out[PL_RELAY_LETTERS]) {
+  take(l);
+  unsigned n = pl_relay_take_letters(l->relay, out);
+  l->told_letters = false;
+  pthread_mutex_unlock(&l->lock);
+  return n;
 }
 
 int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len) {

@@ -31,8 +31,7 @@ static bool punch_allowed(pl_relay *r, const pl_addr *from, uint32_t node) {
   return pl_relay_allow(r->punch_ip, pl_relay_hash(r, &ip, 2), (double)r->cfg.punch_rate * PL_PUNCH_IP_FACTOR, r->now_ns);
 }
 
-static void introduce(pl_relay *r, const pl_relay_peer *peer, uint8_t step, uint32_t requester, uint32_t target, const pl_addr *endpoint) {
-  static const pl_addr any; /* peers are configured by address; the kernel's choice of ours is what they were told */
+static void introduce(pl_relay *r, pl_relay_peer *peer, uint8_t step, uint32_t requester, uint32_t target, const pl_addr *endpoint) {
   uint8_t *p = r->replies + PL_RELAY_REPLY_SIZE * (size_t)r->n_replies;
   int len = pl_beacon_write_addr(p + INTRODUCE_HEAD, endpoint);
   if (len < 0) return;
@@ -41,7 +40,7 @@ static void introduce(pl_relay *r, const pl_relay_peer *peer, uint8_t step, uint
   pl_put32(p + 2, requester);
   pl_put32(p + 6, target);
   r->n_replies++;
-  pl_relay_emit(r, &peer->addr, &any, NULL, p, INTRODUCE_HEAD + (uint32_t)len);
+  pl_relay_emit_peer(r, peer, p, INTRODUCE_HEAD + (uint32_t)len);
 }
 
 void pl_relay_on_punch(pl_relay *r, const pl_rx *rx, const uint8_t *p) {
@@ -57,7 +56,7 @@ void pl_relay_on_punch(pl_relay *r, const pl_rx *rx, const uint8_t *p) {
   bool known = pl_relay_known_at(r, requester, &rx->from);
   if (!pl_relay_bind(r, requester, &rx->from, &rx->local, false)) return;
   const pl_relay_node *t = pl_relay_find(r, target);
-  const pl_relay_peer *peer = NULL;
+  pl_relay_peer *peer = NULL;
   if (!t || (!t->attached && r->now_ns - t->seen_ns >= r->cfg.claim_ttl_ns)) peer = pl_map_get(&r->routes, target);
   if (!known || !(peer || (t && t->addr.family != PL_ADDR_STREAM))) {
     r->st.not_found++;
@@ -72,7 +71,7 @@ void pl_relay_on_punch(pl_relay *r, const pl_rx *rx, const uint8_t *p) {
   pl_relay_emit_endpoint(r, &t->addr, &t->local, PL_BEACON_PUNCH_COMMAND, &rx->from);
 }
 
-void pl_relay_on_introduce(pl_relay *r, const pl_relay_peer *via, const uint8_t *p, uint32_t len) {
+void pl_relay_on_introduce(pl_relay *r, pl_relay_peer *via, const uint8_t *p, uint32_t len) {
   pl_addr endpoint;
   if (len < INTRODUCE_HEAD || p[1] > STEP_DONE || pl_beacon_read_addr(p + INTRODUCE_HEAD, p + len, &endpoint) < 0) {
     r->st.bad++;

@@ -279,6 +279,7 @@ void pl_relay_sync(pl_relay *r, pl_relay_peer *p, const uint8_t *ids, uint32_t n
 
 static void peer_free(pl_relay *r, pl_relay_peer *p) {
   withdraw(r, p);
+  pl_relay_peer_wipe(p);
   pl_map_del(&r->peers, pl_relay_hash(r, &p->addr, 0));
   free(p);
 }

@@ -105,6 +105,7 @@ enum {
   /* Of our own kind (docs/wire-extensions.md 7); other beacons and daemons drop them. */
   PL_BEACON_PROBE = 0x0b,
   PL_BEACON_PROBE_REPLY = 0x0c,
+  PL_BEACON_SEALED = 0x0e,
   PL_BEACON_INTRODUCE = 0x0d,
 };
 #define PL_SYNC_ASKS 1u /* flag in the trailer of 0x07: answer with your list */

@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "daemon": {
         "errors", "files", "flags", "logs", "websocket", "wire", "_core", "tunnel", "traversal", "registry", "trust", "services",
     },
-    "rendezvous": {"errors", "flags", "logs", "wire", "_core", "registry", "beacon"},
+    "rendezvous": {"errors", "logs", "wire", "_core", "registry", "beacon", "rendezvous_flags"},
+    "rendezvous_flags": {"errors", "flags", "registry"},
     "node": {"errors", "wire", "_core", "services", "daemon"},
     "blocking": {"errors", "wire", "_core", "services", "node"},
     "sdk": {"errors", "wire"},

@@ -25,7 +25,12 @@ static void check_sends(pl_relay *r) {
       FUZZ_CHECK(len >= 1 && len <= PL_UDP_MAX);
       if (s[i].n_iov > 1) FUZZ_CHECK(k + 1 < s[i].n_iov ? len == s[i].seg : len <= s[i].seg);
       FUZZ_CHECK(p[0] == PL_BEACON_DISCOVER_REPLY || p[0] == PL_BEACON_PUNCH_COMMAND || p[0] == PL_BEACON_DELIVER ||
-                 p[0] == PL_BEACON_RELAY || p[0] == PL_BEACON_DELIVER_DST || p[0] == PL_BEACON_INTRODUCE);
+                 p[0] == PL_BEACON_RELAY || p[0] == PL_BEACON_DELIVER_DST || p[0] == PL_BEACON_INTRODUCE || p[0] == PL_BEACON_SEALED);
+      if (p[0] == PL_BEACON_SEALED) {
+        FUZZ_CHECK(len > PL_SEALED_HEAD + PL_SEALED_TAG && p[1] == PL_SEALED_DATA);
+        fuzz_touch(p, len);
+        continue;
+      }
       fuzz_touch(p, len);
       if (p[0] == PL_BEACON_INTRODUCE) {
         pl_addr a;
@@ -134,6 +139,32 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         uint32_t node = fuzz_u8(&in) & 31;
         int e = pl_relay_vouch(r, node, &a, now);
         FUZZ_CHECK(e == PL_OK || e == PL_ELIMIT || (e == PL_EFORMAT && node == 0));
+        break;
+      }
+      case 7: { /* a secret; a peer whose datagrams are sealed with a known key, or with one nearly known */
+        static const uint8_t secret[32] = {1};
+        uint8_t key[32] = {2}, inner[64] = {PL_BEACON_RELAY};
+        const uint8_t *sealed;
+        pl_addr peer = address(fuzz_u8(&in) & 0x7f);
+        size_t len;
+        if (op & 8) FUZZ_CHECK(pl_relay_set_secret(r, secret) == PL_OK);
+        if (op & 16) pl_relay_add_open_key(r, &peer, op >> 5, key);
+        key[0] = (uint8_t)(2 + (fuzz_u8(&in) == 0));
+        pl_relay_set_seal_key(r, &peer, op >> 5, key);
+        uint8_t *raw = fuzz_bytes(&in, 40, &len);
+        if (len) memcpy(inner, raw, len);
+        free(raw);
+        int n = pl_relay_for_peer(r, &peer, inner, len ? (uint32_t)len : 9, &sealed);
+        if (n > 0) {
+          pl_rx rx = {.data = malloc((size_t)n), .len = (uint32_t)n, .from = peer, .local = local};
+          FUZZ_CHECK(rx.data != NULL);
+          memcpy(rx.data, sealed, (size_t)n);
+          pl_relay_input(r, &rx, 1, now);
+          check_sends(r);
+          free(rx.data);
+        }
+        pl_relay_letter letters[PL_RELAY_LETTERS];
+        FUZZ_CHECK(pl_relay_take_letters(r, letters) <= PL_RELAY_LETTERS);
         break;
       }
       case 5:

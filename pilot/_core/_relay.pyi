@@ -34,6 +34,16 @@ class RelayLoop:
         """The registry's word that `node` is at `ip`; None takes it back. CoreError when the table is full."""
     def send(self, addr: Addr, data: bytes) -> None:
         """One datagram from the beacon's socket. CoreError with errno if the kernel refuses it."""
+    def send_peer(self, addr: Addr, data: bytes) -> bool:
+        """The same to a peer beacon, sealed if there is a secret. False if it is no peer, or there is no key for it yet."""
+    def set_secret(self, key: bytes) -> None:
+        """32 bytes that authenticate letters. From here on peers are believed in sealed datagrams alone."""
+    def set_seal_key(self, addr: Addr, session: int, key: bytes) -> bool:
+        """What goes to the peer is sealed with this key from here on. False if it is no peer."""
+    def add_open_key(self, addr: Addr, session: int, key: bytes) -> bool:
+        """What comes from the peer may be sealed with this key too. False if it is no peer."""
+    def take_letters(self) -> list[tuple[Addr, bytes]]:
+        """Genuine letters of the handshake between beacons, and b"\\x0e\\x02" from peers that seal with an unknown key."""
     def send_node(self, node: int, data: bytes) -> bool:
         """The same to a node, from the address it knows. False if it is not in the table."""
     def attach(self, node: int) -> None:
@@ -44,7 +54,7 @@ class RelayLoop:
         """At most 4096 datagrams of an attached node, in order; what is not its own to say is dropped and counted."""
     @property
     def news_fd(self) -> int:
-        """Readable when peers should hear of something at once. Read it empty."""
+        """Readable when peers should hear of something at once, a byte 1, or when letters wait, a byte 2. Read it empty."""
     @property
     def hand_fd(self) -> int:
         """Readable when take() has something."""

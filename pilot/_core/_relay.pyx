@@ -161,6 +161,67 @@ cdef class RelayLoop:
         if r < 0:
             raise CoreError(r, why)
 
+    def send_peer(self, addr, const uint8_t[::1] data not None):
+        cdef pl_addr a
+        cdef size_t n = data.shape[0]
+        cdef int r, why
+        addr_from_py(addr, &a)
+        if n == 0:
+            raise CoreError(PL_EFORMAT)
+        with nogil:
+            r = pl_relay_loop_send_peer(self.loop, &a, &data[0], n)
+            why = errno
+        if r == PL_ENOENT:
+            return False
+        if r < 0:
+            raise CoreError(r, why)
+        return True
+
+    def set_secret(self, const uint8_t[::1] key not None):
+        cdef uint64_t now
+        cdef int r
+        if key.shape[0] != PL_RELAY_SECRET:
+            raise CoreError(PL_EFORMAT)
+        with nogil:
+            r = pl_relay_set_secret(pl_relay_loop_lock(self.loop, &now), &key[0])
+            pl_relay_loop_unlock(self.loop)
+        if r < 0:
+            raise CoreError(r)
+
+    def set_seal_key(self, addr, uint32_t session, const uint8_t[::1] key not None):
+        return self._key(addr, session, key, True)
+
+    def add_open_key(self, addr, uint32_t session, const uint8_t[::1] key not None):
+        return self._key(addr, session, key, False)
+
+    cdef _key(self, addr, uint32_t session, const uint8_t[::1] key, bint seal):
+        cdef uint64_t now
+        cdef pl_addr a
+        cdef pl_relay *relay
+        cdef int r
+        addr_from_py(addr, &a)
+        if key.shape[0] != 32:
+            raise CoreError(PL_EFORMAT)
+        with nogil:
+            relay = pl_relay_loop_lock(self.loop, &now)
+            if seal:
+                r = pl_relay_set_seal_key(relay, &a, session, &key[0])
+            else:
+                r = pl_relay_add_open_key(relay, &a, session, &key[0])
+            pl_relay_loop_unlock(self.loop)
+        if r == PL_ENOENT:
+            return False
+        if r < 0:
+            raise CoreError(r)
+        return True
+
+    def take_letters(self):
+        cdef pl_relay_letter letters[64]
+        cdef unsigned n
+        with nogil:
+            n = pl_relay_loop_take_letters(self.loop, letters)
+        return [(addr_to_py(&letters[i].frm), letters[i].data[:letters[i].len]) for i in range(n)]
+
     def send_node(self, uint32_t node, const uint8_t[::1] data not None):
         cdef uint64_t now
         cdef size_t n = data.shape[0]

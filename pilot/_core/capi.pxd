@@ -248,7 +248,7 @@ cdef extern from "relay.h" nogil:
         uint32_t max_nodes, punch_rate, probe_rate, pace_rate
         uint64_t node_ttl_ns, claim_ttl_ns, relay_bytes_per_s, hash_seed
     ctypedef struct pl_relay_stats:
-        uint64_t discovers, punches, introduced, probes, relayed, relayed_bytes, forwarded, not_found, spoofed, limited, bad, sync, handed, hand_full
+        uint64_t discovers, punches, introduced, probes, relayed, relayed_bytes, forwarded, not_found, spoofed, limited, bad, sync, forged, unsealed, handed, hand_full
         uint32_t nodes, routes, attached
     ctypedef struct pl_relay_loop:
         pass
@@ -290,6 +290,16 @@ cdef extern from "relay.h" nogil:
     void pl_relay_loop_unlock(pl_relay_loop *l)
     void pl_relay_loop_local_addr(const pl_relay_loop *l, pl_addr *out)
     int pl_relay_loop_send(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len)
+    int pl_relay_loop_send_peer(pl_relay_loop *l, const pl_addr *to, const uint8_t *data, size_t len)
+    enum: PL_RELAY_LETTERS, PL_RELAY_LETTER_SIZE, PL_RELAY_SECRET
+    ctypedef struct pl_relay_letter:
+        pl_addr frm "from"
+        uint8_t data[54]
+        uint32_t len
+    unsigned pl_relay_loop_take_letters(pl_relay_loop *l, pl_relay_letter *out)
+    int pl_relay_set_secret(pl_relay *r, const uint8_t *key)
+    int pl_relay_set_seal_key(pl_relay *r, const pl_addr *peer, uint32_t session, const uint8_t *key)
+    int pl_relay_add_open_key(pl_relay *r, const pl_addr *peer, uint32_t session, const uint8_t *key)
     int pl_relay_loop_send_node(pl_relay_loop *l, uint32_t node, const uint8_t *data, size_t len)
     void pl_relay_loop_inject(pl_relay_loop *l, uint32_t node, pl_rx *batch, unsigned n)
     int pl_relay_loop_news_fd(const pl_relay_loop *l)

@@ -4,6 +4,7 @@ service   the beacon as a whole: socket, gossip, what the registry tells it, cou
 peers     which other beacons there are: given names, resolved again and again, and the registry's list
 wss       nodes without UDP, over WebSockets on TCP 443; wss_session: one connection of these
 gossip    telling the peers who is here, in rounds and at once when somebody comes
+secret    keys between beacons that share a secret: the handshake; sessions: with the relay and the clock
 notify    "the registry holds something for you" (0x0A), at most once a second and node
 """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pilot._core import CoreError, RelayLoop
 from pilot.beacon.peers import Addr, Peers
@@ -28,8 +28,9 @@ ASK_AGAIN_S = 1.0
 class Gossip:
     """One beacon's word to its peers. sent, failed: datagrams. cut: rounds in which not all nodes fitted into the datagram."""
 
-    def __init__(self, relay: RelayLoop, peers: Peers, beacon: int) -> None:
-        """beacon: own number, for the peers' logs."""
+    def __init__(self, relay: RelayLoop, peers: Peers, beacon: int, letters: Callable[[], None] = lambda: None) -> None:
+        """beacon: own number, for the peers' logs. letters: called when the relay has letters of the handshake with peers."""
+        self._letters = letters
         self._relay = relay
         self._peers = peers
         self._beacon = beacon
@@ -79,13 +80,22 @@ class Gossip:
         if self._asks:
             self._soon(ASK_AGAIN_S)
 
+    def greet(self, peer: Addr) -> None:
+        """There is a new session to the peer: it is told at once, and asked."""
+        self._asks[peer] = ASKS
+        self._soon(0.0)
+
     def _on_news(self) -> None:
+        said = b""
         while True:
             try:
-                os.read(self._relay.news_fd, 4096)
+                said += os.read(self._relay.news_fd, 4096)
             except BlockingIOError:
                 break
-        self._soon(0.0)
+        if 1 in said:
+            self._soon(0.0)
+        if 2 in said:
+            self._letters()
 
     def _soon(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -110,9 +120,11 @@ class Gossip:
                 self._asks[addr] = left - 1
             datagram = plain + SYNC_ASKS if left else plain
             try:
-                self._relay.send(addr, datagram)
-                self.sent += 1
-                total += len(datagram)
+                if self._relay.send_peer(addr, datagram):
+                    self.sent += 1
+                    total += len(datagram)
+                else:
+                    self.failed += 1  # no session yet
             except CoreError as error:
                 self.failed += 1
                 log.debug("gossip not sent", extra={"peer": join(*addr), "error": str(error)})

@@ -10,12 +10,13 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pilot._core import CoreError, RelayLoop
 from pilot.beacon.gossip import Gossip
 from pilot.beacon.notify import Notifier
 from pilot.beacon.peers import Addr, Announcement, Peers, resolve
+from pilot.beacon.sessions import Sessions
 from pilot.beacon.wss import WssServer
 from pilot.errors import PilotError
 from pilot.wire.beacon import NOTIFY_HANDSHAKE, Notify
@@ -24,7 +25,7 @@ log = logging.getLogger("pilot.beacon")
 
 _REPORTED = (
     "discovers", "punches", "introduced", "probes", "relayed", "relayed_bytes", "forwarded", "not_found", "spoofed",
-    "limited", "bad", "nodes", "routes",
+    "limited", "bad", "forged", "unsealed", "nodes", "routes",
 )  # fmt: skip
 _NOTIFY = Notify(NOTIFY_HANDSHAKE).build()
 
@@ -39,7 +40,8 @@ class BeaconConfig:
 
     bind: host "" = all addresses, IPv4 and IPv6; port 0 = a free one. alt: another IP of this host, "" = none, and probe_ports
     (observer, quiet; 0 = any): for NAT probes, docs/wire-extensions.md 7.1. peers: other beacons, names allowed.
-    relay_bytes_per_s: what one node may send through this beacon, 0 = no limit.
+    relay_bytes_per_s: what one node may send through this beacon, 0 = no limit. secret: shared with the peers, which are believed
+    on its proof alone; "" = by their addresses, as published beacons do.
     """
 
     bind: Addr = ("", 9001)
@@ -48,6 +50,7 @@ class BeaconConfig:
     beacon: int = 0
     peers: tuple[Addr, ...] = ()
     announcement: Announcement | None = None
+    secret: str = field(default="", repr=False)
     max_nodes: int = 500_000
     relay_bytes_per_s: int = RELAY_BYTES_PER_S
     gossip_s: float = 10.0
@@ -68,6 +71,7 @@ class Beacon:
         self._notifier = Notifier(self._notify_node, config.notify_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._gossip: Gossip | None = None
+        self._sessions: Sessions | None = None
         self._report: Callable[[], Awaitable[None]] | None = None
         self._vouch_refused = 0
 
@@ -91,7 +95,9 @@ class Beacon:
         local = self._relay.local_addr
         self._peers = Peers(self.config.peers, ":" in local[0], local[1], self.config.announcement)
         self._peers.never([local])
-        self._gossip = Gossip(self._relay, self._peers, self.config.beacon)
+        self._gossip = Gossip(self._relay, self._peers, self.config.beacon, self._letters)
+        if self.config.secret:
+            self._sessions = Sessions(self._relay, self._peers, self.config.secret, self._gossip.greet)
         return local
 
     async def start(self) -> Addr:
@@ -127,6 +133,9 @@ class Beacon:
         if self._gossip is not None:
             self._gossip.stop()
             self._gossip = None
+        if self._sessions is not None:
+            self._sessions.stop()
+            self._sessions = None
         if self._peers is not None:
             await self._peers.close()
             self._peers = None
@@ -163,7 +172,13 @@ class Beacon:
         assert self._peers is not None and self._relay is not None and self._gossip is not None
         await self._peers.resolve_names()
         self._relay.set_peers(self._peers.accepted())
+        if self._sessions is not None:
+            self._sessions.peers_changed()
         self._gossip.peers_changed()
+
+    def _letters(self) -> None:
+        if self._sessions is not None:
+            self._sessions.letters()
 
     async def _ask_registry(self) -> None:
         """Apart from the names: given peers do not wait for a registry that does not answer."""
@@ -211,6 +226,7 @@ class Beacon:
             "gossip_sent": self._gossip.sent if self._gossip else 0,
             "gossip_failed": self._gossip.failed if self._gossip else 0,
             "gossip_cut": self._gossip.cut if self._gossip else 0,
+            "sessions": self._sessions.opened if self._sessions else 0,
             "notified": self._notifier.sent,
             "notify_merged": self._notifier.merged,
             "notify_unknown": self._notifier.unknown,

@@ -40,6 +40,7 @@ class BeaconType(IntEnum):
     PROBE = 0x0B  # from here on ours alone: docs/wire-extensions.md 7
     PROBE_REPLY = 0x0C
     INTRODUCE = 0x0D  # between beacons, native code only
+    SEALED = 0x0E  # between beacons with a secret
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pilot.errors import PilotError
-from pilot.rendezvous import FLAGS, load
+from pilot.rendezvous_flags import FLAGS, load
 
 
 def refused(*argv: str, env: dict[str, str] | None = None) -> str:
@@ -74,3 +76,26 @@ def test_help_lists_every_flag() -> None:
     for flag in FLAGS.flags:
         assert f"-{flag.name}" in text
     assert "PILOT_ADMIN_TOKEN" in text
+
+
+def test_the_secret_of_beacons(tmp_path: Path) -> None:
+    secret = "0123456789abcdef"
+    file = tmp_path / "secret"
+    file.write_text(f"{secret}\nnot this\n")
+    file.chmod(0o600)
+    peers = ["-peers", "b.example:9001"]
+    for config in (
+        load([*peers, "-beacon-secret-file", str(file)], {}), load(peers, {"PILOT_BEACON_SECRET": secret}),
+        load([*peers, "-beacon-secret", secret], {}),
+    ):  # fmt: skip
+        assert config.beacon_secret == secret and secret not in repr(config)
+    assert "give one of them" in refused(*peers, "-beacon-secret-file", str(file), env={"PILOT_BEACON_SECRET": secret})
+    short = refused(*peers, "-beacon-secret", "hushhush")
+    assert "16 characters" in short and "hushhush" not in short
+    assert "-peers" in refused("-beacon-secret", secret)
+    file.chmod(0o640)
+    assert "mode 0600" in refused(*peers, "-beacon-secret-file", str(file))
+    assert "No such file" in refused(*peers, "-beacon-secret-file", str(tmp_path / "none"))
+    file.chmod(0o600)
+    file.write_text("\n")
+    assert "empty" in refused(*peers, "-beacon-secret-file", str(file))
