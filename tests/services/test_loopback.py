@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,8 @@ async def test_strangers_reach_the_handshake_and_nothing_else(nodes: tuple[Node,
     b.hub.listen(444, listen, open_port=True)
     key = Ed25519PrivateKey.from_private_bytes(bytes(32))
     public = key.public_key().public_bytes_raw()
-    assert await Courier(a.hub, lambda: 1, public, key.sign, lambda: 0).deliver(2, "handshake_request", justification="x")
+    courier = Courier(a.hub, lambda: 1, public, key.sign, lambda: 0, OrderedDict())
+    assert await courier.deliver(2, "handshake_request", justification="x")
     async with asyncio.timeout(LIMIT_S):
         message = HandshakeMessage.parse(await heard)
     assert message.verify(2) and message.justification == "x"
