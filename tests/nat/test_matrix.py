@@ -1,7 +1,7 @@
 """Every pair of NATs connects by the best path that theory allows, at once, and moves to it without a pause.
 
-PILOT_NAT_ROUNDS sets how often every pair is opened (default 2). `make nat-report` does the same 20 times, holds the times against the
-bars and writes the table; here only gross misses count, because the machine may be busy with other things.
+PILOT_NAT_ROUNDS sets how often every pair is opened (default 2). `make nat-report` does the same 20 times, holds the times
+against the bars and writes the table; here only gross misses count, because the machine may be busy with other things.
 """
 
 from __future__ import annotations
