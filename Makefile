@@ -53,9 +53,15 @@ test-python: test-setup
 	cd $(BUILD)/tests && "$(abspath $(VENV))/bin/pytest" --import-mode=importlib -q -c "$(CURDIR)/pyproject.toml" --rootdir "$(CURDIR)" \
 	  "$(CURDIR)/tests" -m "$(or $(PYTEST_MARKS),not interop)" $(PYTEST_ARGS)
 
-# The published programs (fetched from the package index) with ours in every role; prints a table.
-interop:
-	@$(MAKE) test-python PYTEST_MARKS=interop
+# The published programs (fetched from the package index) with ours in every role, on every path; prints a table. Needs root.
+interop: test-setup
+	@mkdir -p $(BUILD)/tests
+	cd $(BUILD)/tests && "$(abspath $(VENV))/bin/pytest" --import-mode=importlib -q -c "$(CURDIR)/pyproject.toml" --rootdir "$(CURDIR)" \
+	  "$(CURDIR)/tests/interop" -m interop $(PYTEST_ARGS)
+
+# The same with the cells that take minutes: files of 200 MB, and what else the folder has beside the matrix.
+interop-full:
+	@PILOT_INTEROP=full $(MAKE) interop
 
 # How long agents notice a beacon's restart, and a network that lets no UDP out. Root; some minutes.
 bench-outages: test-setup
