@@ -56,6 +56,7 @@ class Process:
                 stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if piped else out,
                 stderr=out,
+                cwd=log.parent,  # not where `pilot` is a folder of sources
             )
         self.pid = self.popen.pid
 
