@@ -25,7 +25,8 @@ enum pl_event_type {
   PL_EV_NO_SESSION,      /* node: PILS came, no key for it: addr, relayed. At most once per 3 s per node */
   PL_EV_SESSION_PROVED,  /* node: first frame opened under key a = key_id; that key is now the sending key */
   PL_EV_SESSION_BROKEN,  /* node: repeated tag or replay failures dropped the session; a = reason PL_E* */
-  PL_EV_PATH_SEEN,       /* node: authenticated frame from an address that is not its active path: addr, relayed. <= 1/s per address */
+  PL_EV_PATH_SEEN,       /* node: authenticated frame from an address that is not its active path: addr, relayed. <= 1/s per address.
+                            a = 1: it is now, because the peer has replaced its key and is heard there, directly, instead of on its direct path */
   PL_EV_PONG,            /* node: answer to pl_engine_probe: addr, relayed = where it came from; a = token, b = rtt_ns */
   PL_EV_CONN_OPEN,       /* conn: dial succeeded. node, remote_net, remote_port, local_port, client */
   PL_EV_CONN_FAILED,     /* conn: dial failed, conn is gone; a = PL_DIAL_* */

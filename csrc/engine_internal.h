@@ -96,6 +96,7 @@ typedef struct pl_peer {
   int failure_reason;
   uint64_t open_failures;
   struct { pl_addr addr; bool relay; uint64_t at_ns; } seen[2];
+  bool moved;           /* the key was replaced, and nothing has come over the path since: the peer may have restarted elsewhere */
   pl_probe *probes;     /* PL_PROBES entries, allocated on first use */
   uint32_t probe_seq;
   pl_pmtu pmtu;

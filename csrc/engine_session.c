@@ -179,6 +179,7 @@ static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
     p->prev->retire_ns = e->now_ns + PL_KEY_RETIRE_NS;
     p->cur = k;
     p->next = NULL;
+    p->moved = true;
     pl_peer_apply_mss(e, p);
   }
   pl_peer_schedule(e, p);
@@ -188,24 +189,32 @@ static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
   ev->a = k->id;
 }
 
-static void note_path(pl_engine *e, pl_peer *p, const pl_addr *from, bool relayed) {
+static void note_path(pl_engine *e, pl_peer *p, const pl_key *k, const pl_addr *from, bool relayed) {
   if (!relayed) p->last_direct_recv_ns = e->now_ns;
+  bool moves = false;
   if (!p->has_path) { /* authenticated: better than having nowhere to answer to */
     pl_engine_set_path(e, p->node, from, relayed, e->now_ns);
   } else if (p->relay == relayed && pl_addr_eq(&p->path, from)) {
+    if (k == p->cur) p->moved = false;
     return;
+  } else if (p->moved && k == p->cur && !relayed && !p->relay) {
+    /* A restarted peer speaks from its new address, and the old one would swallow what it asks for until probes find out. Only the
+     * peer can seal under the new key; whether this address answers is checked afterwards. */
+    p->moved = false;
+    moves = true;
+    pl_engine_set_path(e, p->node, from, false, e->now_ns);
   }
   unsigned slot = 0;
   for (unsigned i = 0; i < 2; i++) {
     if (p->seen[i].at_ns && p->seen[i].relay == relayed && pl_addr_eq(&p->seen[i].addr, from)) {
-      if (e->now_ns - p->seen[i].at_ns < PL_NS_PER_S) return;
+      if (e->now_ns - p->seen[i].at_ns < PL_NS_PER_S && !moves) return;
       slot = i;
       break;
     }
     if (p->seen[i].at_ns < p->seen[slot].at_ns) slot = i;
   }
   /* Both places taken within the second: a peer, or somebody on the way, could otherwise make an event of every frame. */
-  if (p->seen[slot].at_ns && e->now_ns - p->seen[slot].at_ns < PL_NS_PER_S) return;
+  if (p->seen[slot].at_ns && e->now_ns - p->seen[slot].at_ns < PL_NS_PER_S && !moves) return;
   p->seen[slot].addr = *from;
   p->seen[slot].relay = relayed;
   p->seen[slot].at_ns = e->now_ns;
@@ -214,6 +223,7 @@ static void note_path(pl_engine *e, pl_peer *p, const pl_addr *from, bool relaye
   ev->node = p->node;
   ev->addr = *from;
   ev->relayed = relayed;
+  ev->a = moves;
 }
 
 static void on_control(pl_engine *e, pl_peer *p, pl_key *k, const pl_packet *pkt, const pl_addr *from, bool relayed) {
@@ -326,6 +336,6 @@ void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *fro
     pkt.seq = 0;
   }
   if (!opened->proved || opened == peer->next) proved(e, peer, opened);
-  note_path(e, peer, from, relayed);
+  note_path(e, peer, opened, from, relayed);
   on_packet(e, peer, opened, &pkt, from, relayed);
 }

@@ -626,6 +626,35 @@ static void paths(void) {
   pair_free(&p);
 }
 
+/* A peer that replaces its key and is heard at another address instead of its path has restarted there: the first answer goes there.
+ * Under the same key, or when it is heard on its path first, an address moves nothing. */
+static void restarted_elsewhere(bool heard_first) {
+  pl_engine_cfg c = pair_cfg();
+  pair p;
+  pair_init(&p, &c);
+  pair_join(&p, NULL, 3);
+  pl_packet ping = pair_packet(&p, 1, PL_PROTO_CONTROL, 0, 1, 0);
+  pl_addr home = p.n[0].addr, away = pair_addr(77, 7);
+  pair_inject(&p, 1, 7, 1, ping);
+  CHECK(path_is(&p, 1, home));
+  uint8_t old[32];
+  memcpy(old, p.key, 32);
+  p.key[5] ^= 0x55;
+  CHECK(pl_engine_install_key(p.n[1].e, p.n[0].node, p.key, 2, NULL, p.now) == PL_OK);
+  if (heard_first) pair_inject(&p, 1, 9, 1, ping);
+  p.n[0].addr = away;
+  pair_inject(&p, 1, 9, 2, ping);
+  CHECK(path_is(&p, 1, heard_first ? home : away));
+  CHECK(pair_last(&p, 1, PL_EV_PATH_SEEN)->a == !heard_first && pl_addr_eq(&pair_last(&p, 1, PL_EV_PATH_SEEN)->addr, &away));
+  p.n[0].addr = pair_addr(78, 8); /* once for each key */
+  pair_inject(&p, 1, 9, 3, ping);
+  memcpy(p.key, old, 32);
+  pair_inject(&p, 1, 7, 4, ping); /* a late frame under the old key */
+  CHECK(path_is(&p, 1, heard_first ? home : away));
+  p.n[0].addr = home;
+  pair_free(&p);
+}
+
 /* Something goes to an active peer at least every 25 s, whenever it became active; a stranger is forgotten. */
 static void keepalive(void) {
   pl_engine_cfg c = pair_cfg();
@@ -741,6 +770,8 @@ int main(void) {
   pings();
   outside();
   paths();
+  restarted_elsewhere(false);
+  restarted_elsewhere(true);
   keepalive();
   clients();
   path_mtus();

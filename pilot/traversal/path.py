@@ -272,6 +272,20 @@ class PathMachine:
         if self.active and self.active is not candidate and not self.active.relay:
             self.active.burst((0.0,), now)  # which of the two still answers?
 
+    def moved(self, addr: Addr, now: float) -> None:
+        """The peer has replaced its key and speaks directly from there, not from the active path: it has restarted. The
+        data plane has followed it already; the relay takes over unless the address answers."""
+        candidate = self._ways.add(addr, False, Source.OBSERVED, now)
+        if not candidate:
+            if self.active:
+                self._out.append(SetPath(self.active.addr, self.active.relay))
+            return
+        if candidate is not self.active:
+            self._activate(candidate, now)
+        if not candidate.fresh(now, 1.0):
+            self._relay_at = now + RELAY_GRACE_S
+            candidate.burst((0.0, 0.25), now)
+
     def _left_by_peer(self, now: float) -> None:
         """The peer sends through a beacon while we send directly: perhaps because the direct path is dead."""
         path = self.active

@@ -135,6 +135,24 @@ def test_never_to_an_unproved_address() -> None:
     assert {PEER, ("203.0.113.66", 1), ("203.0.113.67", 2), ("203.0.113.68", 3)} <= probed
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_restarted_peer_is_followed_and_the_relay_takes_over_unless_it_answers(answers: bool) -> None:
+    d = Driver()
+    d.answers = {(BEACON, True): 0.04, (PEER, False): 0.012}
+    d.start(direct=True)
+    d.run(2.0)
+    there = (PEER[0], 5555)
+    del d.answers[PEER, False]
+    if answers:
+        d.answers[there, False] = 0.012
+    d.machine.key_settled(True, d.now)
+    d.machine.moved(there, d.now)
+    d.run(0.001)
+    assert d.of(SetPath)[-1] == SetPath(there, False)
+    d.run(1.0)
+    assert d.of(SetPath)[-1] == (SetPath(there, False) if answers else SetPath(BEACON, True))
+
+
 def test_nothing_goes_to_a_foreign_nat_before_the_punch() -> None:
     """It could spoil the port the peer is known by. The relay carries meanwhile, the local network is not concerned."""
     d = Driver()
