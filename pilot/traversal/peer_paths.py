@@ -220,11 +220,11 @@ class PeerPaths:
             self.exchange.broken(event.node, now)
         elif kind == EV_PATH_SEEN and event.addr:
             if self.exchange.has_session(event.node):
-                machine = self._touch(event.node, now)
+                touched = self._touch(event.node, now)
                 if event.a:
-                    machine.moved(event.addr, now)
+                    touched.moved(event.addr, now)
                 else:
-                    machine.seen(event.addr, event.relayed, now)
+                    touched.seen(event.addr, event.relayed, now)
         elif kind == EV_PONG:
             machine = self._machines.get(event.node)
             if not event.a & TOKEN_BIT:
