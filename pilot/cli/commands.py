@@ -106,9 +106,13 @@ COMMANDS: dict[str, Command] = {
         "exchange.subscribe", ("<target>", "<topic>", _COUNT, _TIMEOUT, _TRUST), "print events of a topic (* = all)",
         "events: topic, data, bytes; timeout"),
     "received": Command(
-        "mailbox.received", ("[--clear]", "[--limit <n>]"), "files that came", "files: name, bytes, modified, path; total, dir"),
+        "mailbox.received", ("[--clear]", "[--limit <n>]", "[--since <time>]", "[--before <time>]"),
+        "files that came", "files: name, bytes, modified, path; total, dir"),
     "inbox": Command(
-        "mailbox.inbox", ("[--clear]", "[--limit <n>]", "[--from <address>]"), "messages that came", "messages; total, dir"),
+        "mailbox.inbox",
+        ("[<read>]", "[<id>]", "[--latest]", "[--limit <n>]", "[--from <address>]", "[--since <time>]", "[--full]", "[--clear]",
+         "[--before <time>]"),
+        "messages that came", "messages; total, dir"),
     # signed requests
     "sign-request": Command(
         "signing.sign", ("--audience <name>", "[--body <text>]", "[--body-file <path>]", "[--body-hash <hex>]"),

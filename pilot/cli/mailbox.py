@@ -7,8 +7,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
+from time import time
 from typing import Any
 
+from pilot.cli.args import parse_duration, usage
 from pilot.cli.output import clean, moment, size, table
 from pilot.cli.session import Session
 from pilot.errors import PilotError
@@ -33,9 +36,21 @@ def _files(directory: str) -> Iterator[tuple[str, os.stat_result]]:
                 yield path, found
 
 
+def _moment(s: Session, flag: str, otherwise: float) -> float:
+    """Unix time of a flag: a duration before now, or a date and time (RFC 3339)."""
+    if flag not in s.args.flags:
+        return otherwise
+    text = s.args.text(flag)
+    with suppress(ValueError):
+        return datetime.fromisoformat(text).timestamp() if "-" in text else time() - parse_duration(text)
+    raise usage(f"flag --{flag}: want a duration or a time such as 2026-01-31T12:00:00Z, got {text}")
+
+
 def _clear(s: Session, directory: str) -> None:
-    cleared = 0
-    for path, _ in list(_files(directory)):
+    cleared, before = 0, _moment(s, "before", float("inf"))
+    for path, found in list(_files(directory)):
+        if found.st_mtime >= before:
+            continue
         with suppress(FileNotFoundError):
             os.unlink(path)
             cleared += 1
@@ -48,7 +63,8 @@ def received(s: Session) -> None:
     if s.args.has("clear"):
         _clear(s, directory)
         return
-    found = sorted(_files(directory), key=lambda f: (-f[1].st_mtime_ns, f[0]))
+    since = _moment(s, "since", 0.0)
+    found = sorted((f for f in _files(directory) if f[1].st_mtime >= since), key=lambda f: (-f[1].st_mtime_ns, f[0]))
     shown = found[: s.args.count("limit", max(1, len(found)))]
     files = [
         {"name": os.path.basename(p), "bytes": st.st_size, "modified": _rfc3339(st.st_mtime), "path": p} for p, st in shown
@@ -74,7 +90,12 @@ def inbox(s: Session) -> None:
     if s.args.has("clear"):
         _clear(s, directory)
         return
-    messages = list(_messages(directory))
+    messages = list(_messages(directory, _moment(s, "since", 0.0)))
+    if s.args.at(0) == "read" or s.args.has("latest"):
+        _read(s, messages)
+        return
+    if s.args.positional:
+        raise usage(f"inbox has no {s.args.at(0)}", "pilotctl inbox read ID shows one message")
     sender = s.args.text("from")
     if sender:
         messages = [m for m in messages if sender in (m.get("from"), s.target(sender).address.__str__())]
@@ -88,18 +109,30 @@ def inbox(s: Session) -> None:
     for m in messages:
         kind, when = clean(str(m.get("type", ""))), clean(str(m.get("received_at", "")))
         lines.append(f"  [{when}] from {clean(str(m.get('from', '')))} type={kind}")
-        lines.append(f"    {clean(str(m.get('data', m.get('data_b64', ''))))[:PREVIEW]}")
+        text = str(m.get("data", m.get("data_b64", "")))
+        lines.append(f"    {s.out.foreign(text.encode()) if s.args.has('full') else clean(text)[:PREVIEW]}")
     s.out.done(data, "\n".join(lines))
 
 
-def _messages(directory: str) -> Iterator[dict[str, Any]]:
-    """Readable messages, newest first. Names are TYPE-TIME[-SEQ].json: the part behind the first dash orders them."""
+def _read(s: Session, messages: list[dict[str, Any]]) -> None:
+    """One message whole, by the name of its file or by its sender's number for it; or the newest."""
+    wanted = "" if s.args.has("latest") else s.args.need("read", "id")[1]
+    for m in messages:
+        if not wanted or wanted in (m["id"], m.get("message_id")):
+            s.out.done(m, s.out.foreign(str(m.get("data", m.get("data_b64", ""))).encode()))
+            return
+    raise PilotError("not_found", f"no message {wanted}" if wanted else "inbox is empty", "pilotctl --json inbox lists the ids")
+
+
+def _messages(directory: str, since: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Readable messages, newest first. Names are TYPE-TIME[-SEQ].json: the part behind the first dash orders them. since: Unix
+    seconds."""
 
     def order(item: tuple[str, os.stat_result]) -> str:
         return os.path.basename(item[0]).partition("-")[2]
 
     for path, st in sorted(_files(directory), key=order, reverse=True):
-        if st.st_size > MAX_MESSAGE_BYTES:
+        if st.st_size > MAX_MESSAGE_BYTES or st.st_mtime < since:
             continue
         with suppress(OSError, ValueError, RecursionError), open(path, "rb") as f:
             value = json.loads(f.read())

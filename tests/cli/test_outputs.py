@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import struct
 import threading
@@ -563,6 +564,26 @@ def mailbox(home: Path) -> None:
     (home / ".pilot" / "inbox" / "broken-1.json").write_text("{")
     (home / ".pilot" / "received" / ".partial").mkdir(parents=True)
     (home / ".pilot" / "received" / "model-1.bin").write_bytes(b"x" * 2000)
+
+
+def test_one_message_whole(run, home: Path) -> None:
+    box = home / ".pilot" / "inbox"
+    box.mkdir(parents=True)
+    for day, text in (("01", "old"), ("02", "new " * 40)):
+        path = box / f"TEXT-202601{day}-000000.000-000001.json"
+        path.write_text(json.dumps({"type": "TEXT", "from": ADDRESS, "data": text, "message_id": day * 16}))
+        os.utime(path, (1767225600 + 86400 * int(day),) * 2)
+    assert run("inbox", "--latest").out.strip() == ("new " * 40).strip()
+    assert run("--json", "inbox", "read", "01" * 16).data["data"] == "old"
+    assert run("inbox", "read", "TEXT-20260101-000000.000-000001").out == "old\n"
+    assert run("--json", "inbox", "read", "nothing").error["code"] == "not_found"
+    assert run("--json", "inbox", "write", "it").error["code"] == "invalid_argument"
+    assert "new " * 40 in run("inbox", "--full").out and "new " * 40 not in run("inbox").out
+    assert run("--json", "inbox", "--since", "2026-01-02T12:00:00Z").data["total"] == 1
+    assert run("--json", "inbox", "--since", "5m").data["total"] == 0
+    assert run("--json", "inbox", "--since", "once").error["code"] == "invalid_argument"
+    assert run("--json", "inbox", "--clear", "--before", "2026-01-02T12:00:00Z").data == {"cleared": 1}
+    assert run("--json", "inbox").data["total"] == 1
 
 
 def test_inbox_and_received(run, home: Path) -> None:
