@@ -24,7 +24,7 @@ LINK = Link(delay_ms=20.0)
 TIMEOUT_S = 30  # of the NATs' UDP mappings
 IDLE_S = 600.0
 PING_S = 0.250  # a stream opens and echoes in two round trips of 80 ms
-PUNCHED = {"hole-punched"}
+PUNCHED, RELAY = {"hole-punched"}, {"relay"}
 STREAM_PORT = 5000
 
 
@@ -66,12 +66,14 @@ class Scenario:
 class Pair:
     """Two trusting agents behind a NAT each, in a laboratory of their own."""
 
-    def __init__(self, lab: Lab, left: str = PORT_RESTRICTED, right: str = PORT_RESTRICTED, **options: Any) -> None:
+    def __init__(
+        self, lab: Lab, left: str = PORT_RESTRICTED, right: str = PORT_RESTRICTED, link: Link = LINK, **options: Any
+    ) -> None:
         """options: of Lab.site."""
         self.lab = lab
         self.fleet = Fleet(lab, second_address=True)
         self.agents = [
-            self.fleet.agent(lab.place(side, kind, LINK, timeout_s=TIMEOUT_S, **options), side, "-trust-auto-approve")
+            self.fleet.agent(lab.place(side, kind, link, timeout_s=TIMEOUT_S, **options), side, "-trust-auto-approve")
             for side, kind in (("a", left), ("b", right))
         ]
         self.sites: list[Site] = lab.sites
@@ -102,19 +104,20 @@ def _trials(n: int, one: Callable[[int], Awaitable[Trial]]) -> Iterator[Trial]:
 
 
 def _standstill(
-    disturb: Disturbance, after: set[str], end: Disturbance | None = None, rest_s: float = 0.0
+    disturb: Disturbance, before: set[str], after: set[str], end: Disturbance | None = None,
+    *, left: str = PORT_RESTRICTED, rest_s: float = 0.0,
 ) -> Callable[[int], Iterator[Trial]]:
-    """Trials that disturb a stream over punched paths. The time is how long the stream stands still; its direction changes from
-    trial to trial. after: the kinds of path that both sides use in the end. end: of the disturbance. rest_s: after it."""
+    """Trials that disturb a stream. The time is how long it stands still; its direction changes from trial to trial. before,
+    after: the kinds of path that both sides use then. end: of the disturbance. left: the NAT there. rest_s: after each trial."""
 
     def play(n: int) -> Iterator[Trial]:
         with Lab() as lab:
-            pair = Pair(lab)
+            pair = Pair(lab, left)
 
             async def one(number: int) -> Trial:
                 ends = pair.agents[:: 1 if number % 2 else -1]
                 async with Flow(ends[0], ends[1], STREAM_PORT) as flow:
-                    await flow.settles(PUNCHED, 60)
+                    await flow.settles(before, 60)
                     await asyncio.sleep(0.5)
                     since = time.monotonic()
                     await disturb(pair, number)
@@ -167,7 +170,7 @@ def _wall(n: int) -> Iterator[Trial]:
             async with Flow(ends[0], ends[1], STREAM_PORT) as flow:
                 await asyncio.sleep(0.4)
                 kinds = {p["path"]["kind"] for p in await flow.paths()}
-                assert kinds == {"relay"}, kinds
+                assert kinds == RELAY, kinds
                 await asyncio.to_thread(lab.wall)
                 took = await flow.settles(PUNCHED, 60)
                 await asyncio.sleep(0.5)
@@ -250,14 +253,25 @@ def _idle(n: int) -> Iterator[Trial | None]:
 
 
 SCENARIOS = (
-    Scenario("renumber", "inside address of one agent changes, mid-stream", _standstill(_renumber, PUNCHED), 2.0),
-    Scenario("move", "public address of a router changes unannounced, mid-stream", _standstill(_move, PUNCHED, rest_s=6.0), 3.0),
-    Scenario("one-way", "punched path dies in one direction, mid-stream", _standstill(_deafen, {"relay"}, _hear), 3.0),
+    Scenario("renumber", "inside address of one agent changes, mid-stream", _standstill(_renumber, PUNCHED, PUNCHED), 2.0),
+    Scenario(
+        "move", "public address of a router changes unannounced, mid-stream",
+        _standstill(_move, PUNCHED, PUNCHED, rest_s=6.0), 3.0,
+    ),
+    Scenario(
+        "move-relayed", "the same, behind a symmetric NAT on the relay",
+        _standstill(_move, RELAY, RELAY, left="symmetric", rest_s=6.0), 3.0,
+    ),
+    Scenario("one-way", "punched path dies in one direction, mid-stream", _standstill(_deafen, PUNCHED, RELAY, _hear), 3.0),
     Scenario("upgrade", "stream on the relay, the way becomes free: punched path", _wall, 3.0, 1.0, 0.1),
     Scenario("lan", "two agents behind one router without hairpin: LAN path", _neighbours, 3.0, 1.0, 0.1),
     Scenario(
         "faulty", "routers that keep the port of a punch which came too early: punched path",
         _cold(PORT_RESTRICTED, PORT_RESTRICTED, "hole-punched", input_open=True), 3.0, 1.0, 0.1,
+    ),
+    Scenario(
+        "lossy", "links that lose 2 % and delay by up to 10 ms more: punched path",
+        _cold(PORT_RESTRICTED, PORT_RESTRICTED, "hole-punched", link=Link(delay_ms=20.0, jitter_ms=10.0, loss=0.02)), 3.0, 1.0,
     ),
     Scenario(
         "idle", f"ping after {IDLE_S:.0f} s of silence, mappings last {TIMEOUT_S} s: no relay", _idle, PING_S,
