@@ -15,6 +15,7 @@
 void pl_relay_cfg_default(pl_relay_cfg *cfg) {
   memset(cfg, 0, sizeof *cfg);
   cfg->max_nodes = 500000;
+  cfg->max_nodes_per_ip = 4096;
   cfg->node_ttl_ns = 600 * PL_NS_PER_S;
   cfg->claim_ttl_ns = 130 * PL_NS_PER_S;
   cfg->punch_rate = 5;
@@ -37,13 +38,14 @@ pl_relay *pl_relay_new(const pl_relay_cfg *cfg, uint64_t now_ns) {
   r->punch_node = calloc(PL_RELAY_BUCKETS, sizeof *r->punch_node);
   r->punch_ip = calloc(PL_RELAY_BUCKETS, sizeof *r->punch_ip);
   r->probe_ip = calloc(PL_RELAY_BUCKETS, sizeof *r->probe_ip);
+  r->held = calloc(PL_RELAY_HOLDERS, sizeof *r->held);
   r->out = malloc(PL_RELAY_OUT * sizeof *r->out);
   r->runs = malloc(PL_RELAY_OUT * sizeof *r->runs);
   r->iov = malloc(PL_RELAY_OUT * sizeof *r->iov);
   r->sends = malloc(PL_RELAY_OUT * sizeof *r->sends);
   r->replies = malloc(PL_RELAY_OUT * PL_RELAY_REPLY_SIZE);
   r->answers = malloc(PL_PROBE_SENDS * sizeof *r->answers);
-  if (!r->punch_node || !r->punch_ip || !r->probe_ip || !r->out || !r->runs || !r->iov || !r->sends || !r->replies || !r->answers) {
+  if (!r->held || !r->punch_node || !r->punch_ip || !r->probe_ip || !r->out || !r->runs || !r->iov || !r->sends || !r->replies || !r->answers) {
     pl_relay_free(r);
     return NULL;
   }
@@ -53,6 +55,7 @@ pl_relay *pl_relay_new(const pl_relay_cfg *cfg, uint64_t now_ns) {
 void pl_relay_free(pl_relay *r) {
   if (!r) return;
   pl_relay_table_free(r);
+  free(r->held);
   free(r->punch_node);
   free(r->punch_ip);
   free(r->probe_ip);

@@ -11,6 +11,7 @@
 
 typedef struct pl_relay_cfg {
   uint32_t max_nodes;            /* 500000 */
+  uint32_t max_nodes_per_ip;     /* 4096: ids bound from one address (IPv6: /48), but for those the registry vouches for there */
   uint64_t node_ttl_ns;          /* 600 s; at least 180 s */
   uint64_t claim_ttl_ns;         /* 130 s: a different IP may take over an id only when its holder was silent this long */
   uint32_t punch_rate;           /* punch requests per second per (source IP, node): 5, burst 10 */

@@ -12,6 +12,7 @@
 #define PL_RELAY_BUCKETS 4096u
 #define PL_RELAY_OUT (2 * PL_RELAY_BATCH)  /* a punch makes two datagrams */
 #define PL_RELAY_REPLY_SIZE 32u            /* the largest datagram that is no rewritten input: an introduction, IPv6 */
+#define PL_RELAY_HOLDERS 65536u
 #define PL_PUNCH_IP_FACTOR 40u             /* all nodes behind one address together, in multiples of punch_rate */
 
 /* The run that the present batch is building for a destination. */
@@ -24,6 +25,8 @@ typedef struct pl_relay_node {
   bool bound;      /* has an endpoint; otherwise only vouched for */
   bool vouched;
   bool wants_dst;  /* asked with 0x08 for 0x09 deliveries */
+  bool counted;    /* in pl_relay.held[holder] */
+  uint16_t holder;
   bool attached;   /* deliveries are handed over; addr is that of its stream, or of UDP if the registry vouches for it */
   uint8_t list;    /* of pl_relay.lists, while bound */
   pl_addr addr;    /* its endpoint */
@@ -93,6 +96,7 @@ struct pl_relay {
   pl_map nodes;  /* id -> pl_relay_node */
   pl_relay_list lists[2]; /* bound nodes: [1] at the address the registry vouches for, [0] the others */
   uint32_t n_bound, n_vouched, n_attached;
+  uint32_t *held; /* PL_RELAY_HOLDERS: nodes bound from an address, by its hash */
   pl_map peers;  /* hash of address -> pl_relay_peer */
   pl_relay_peer *peer_list[PL_RELAY_PEERS];
   unsigned n_peers;

@@ -53,6 +53,35 @@ static void list_remove(pl_relay *r, pl_relay_node *n) {
     l->tail = n->prev;
 }
 
+/* ---- how many ids one party holds ---- */
+
+static uint16_t holder_of(const pl_relay *r, const pl_addr *a) {
+  pl_addr ip = *a;
+  ip.port = 0;
+  if (ip.family == 6) memset(ip.ip + 6, 0, 10); /* whole /48s are given away for nothing */
+  return (uint16_t)(pl_relay_hash(r, &ip, 4) % PL_RELAY_HOLDERS);
+}
+
+static void uncount(pl_relay *r, pl_relay_node *n) {
+  if (n->counted) r->held[n->holder]--;
+  n->counted = false;
+}
+
+/* Whether `from` may hold one id more. Those that the registry vouches for there do not count. */
+static bool may_hold(const pl_relay *r, const pl_relay_node *n, const pl_addr *from, bool vouched) {
+  uint16_t holder = holder_of(r, from);
+  if (vouched || (n && n->counted && n->holder == holder)) return true;
+  return r->held[holder] < r->cfg.max_nodes_per_ip;
+}
+
+static void count(pl_relay *r, pl_relay_node *n, bool vouched) {
+  uncount(r, n);
+  if (vouched || n->addr.family == PL_ADDR_STREAM) return;
+  n->holder = holder_of(r, &n->addr);
+  n->counted = true;
+  r->held[n->holder]++;
+}
+
 static void drop_if_empty(pl_relay *r, pl_relay_node *n) {
   if (n->bound || n->vouched) return;
   pl_map_del(&r->nodes, n->id);
@@ -62,6 +91,7 @@ static void drop_if_empty(pl_relay *r, pl_relay_node *n) {
 static void unbind(pl_relay *r, pl_relay_node *n) {
   r->memo.valid = false;
   list_remove(r, n);
+  uncount(r, n);
   n->bound = false;
   n->wants_dst = false;
   r->n_attached -= n->attached;
@@ -113,6 +143,11 @@ double pl_relay_burst(const pl_relay *r) { return (double)pl_max64(r->cfg.relay_
 pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, const pl_addr *local, bool wants_dst) {
   pl_relay_node *n = pl_map_get(&r->nodes, id);
   bool vouched = n && n->vouched && same_holder(&n->vouch, from);
+  bool moves = !n || !n->bound || n->counted == vouched || !same_holder(&n->addr, from);
+  if (moves && !may_hold(r, n, from, vouched)) {
+    r->st.limited++;
+    return NULL;
+  }
   if (n && n->bound) {
     if (!same_holder(&n->addr, from)) {
       if (!vouched && (n->attached || !silent(r, n))) {
@@ -141,6 +176,7 @@ pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, cons
     n->addr = *from;
     n->local = *local;
   }
+  if (moves) count(r, n, vouched);
   n->seen_ns = r->now_ns;
   list_add(r, n);
   return n;
@@ -168,6 +204,7 @@ int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns) {
     n->attached = true;
     n->wants_dst = false;
     r->n_attached++;
+    uncount(r, n);
     pl_relay_stream_addr(&n->addr, node); /* whoever held the id by UDP has to claim it anew */
     memset(&n->local, 0, sizeof n->local);
   }

@@ -219,6 +219,39 @@ static void a_full_table_still_answers(void) {
   net_free(&t);
 }
 
+static void one_address_holds_no_more_ids_than_its_share(void) {
+  pl_relay_cfg cfg = usual();
+  cfg.max_nodes_per_ip = 10;
+  net t = net_new(&cfg);
+  pl_addr a = addr(A), where;
+  for (uint32_t i = 1; i <= 50; i++) CHECK(net_discover(&t, A, i) == 1); /* answered all the same */
+  CHECK(net_stats(&t).nodes == 10 && net_stats(&t).limited == 40);
+  CHECK(pl_relay_lookup(t.r, 10, &where) && !pl_relay_lookup(t.r, 11, &where));
+  for (uint32_t i = 1; i <= 10; i++) net_discover(&t, "203.0.113.10:5", i); /* a NAT may change ports */
+  CHECK(net_stats(&t).limited == 40);
+  CHECK(net_discover(&t, B, 11) == 1 && net_stats(&t).nodes == 11); /* others have their own share */
+  pl_relay_vouch(t.r, 60, &a, t.now); /* whom the registry knows there does not count */
+  net_discover(&t, A, 60);
+  CHECK(pl_relay_lookup(t.r, 60, &where) && net_stats(&t).nodes == 12);
+  pl_relay_vouch(t.r, 1, &a, t.now);
+  net_discover(&t, A, 1); /* vouched for by now: its place is free */
+  net_discover(&t, A, 61);
+  net_discover(&t, A, 62);
+  CHECK(pl_relay_lookup(t.r, 61, &where) && !pl_relay_lookup(t.r, 62, &where));
+  for (uint32_t i = 100; i < 150; i++) {
+    char text[64];
+    snprintf(text, sizeof text, "[2001:db8:0:%x::1]:9", (unsigned)i); /* networks of one /48 */
+    net_discover(&t, text, i);
+  }
+  CHECK(net_stats(&t).nodes == 13 + 10);
+  t.now += 601 * PL_NS_PER_S; /* all silent: all places are free */
+  pl_relay_expire(t.r, t.now);
+  CHECK(net_stats(&t).nodes == 0);
+  for (uint32_t i = 200; i < 250; i++) net_discover(&t, A, i);
+  CHECK(net_stats(&t).nodes == 10);
+  net_free(&t);
+}
+
 static void silent_nodes_are_forgotten(void) {
   net t = net_new(NULL);
   register_three(&t);
@@ -562,6 +595,7 @@ int main(void) {
   a_nat_may_change_ports_at_once();
   the_registry_is_believed();
   a_full_table_still_answers();
+  one_address_holds_no_more_ids_than_its_share();
   silent_nodes_are_forgotten();
   punching_introduces_only_the_known_and_has_a_rate();
   trains_stay_whole_and_in_order();

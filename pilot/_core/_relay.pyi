@@ -8,8 +8,8 @@ class RelayLoop:
     """The beacon's sockets and native forwarding thread (pl_relay_loop). Closed when the object goes.
 
     alt: another IP of this host, for NAT probes; probe_ports: of the observers and of the quiet sockets, 0 = any free one.
-    options: fields of pl_relay_cfg (max_nodes, node_ttl_ns, claim_ttl_ns, punch_rate, probe_rate, pace_rate,
-    relay_bytes_per_s). OSError if an address cannot be bound, ValueError for one that is not numeric.
+    options: fields of pl_relay_cfg (max_nodes, max_nodes_per_ip, node_ttl_ns, claim_ttl_ns, punch_rate, probe_rate,
+    pace_rate, relay_bytes_per_s). OSError if an address cannot be bound, ValueError for one that is not numeric.
     """
 
     def __init__(

@@ -17,6 +17,8 @@ cdef int read_options(object options, pl_relay_cfg *cfg) except -1:
     for key, value in (options or {}).items():
         if key == "max_nodes":
             cfg.max_nodes = value
+        elif key == "max_nodes_per_ip":
+            cfg.max_nodes_per_ip = value
         elif key == "node_ttl_ns":
             cfg.node_ttl_ns = value
         elif key == "claim_ttl_ns":

@@ -245,7 +245,7 @@ cdef extern from "relay.h" nogil:
     ctypedef struct pl_relay:
         pass
     ctypedef struct pl_relay_cfg:
-        uint32_t max_nodes, punch_rate, probe_rate, pace_rate
+        uint32_t max_nodes, max_nodes_per_ip, punch_rate, probe_rate, pace_rate
         uint64_t node_ttl_ns, claim_ttl_ns, relay_bytes_per_s, hash_seed
     ctypedef struct pl_relay_stats:
         uint64_t discovers, punches, introduced, probes, relayed, relayed_bytes, forwarded, not_found, spoofed, limited, bad, sync, forged, unsealed, handed, hand_full
