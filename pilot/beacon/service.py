@@ -52,6 +52,7 @@ class BeaconConfig:
     announcement: Announcement | None = None
     secret: str = field(default="", repr=False)
     max_nodes: int = 500_000
+    max_nodes_per_ip: int = 4096
     relay_bytes_per_s: int = RELAY_BYTES_PER_S
     gossip_s: float = 10.0
     refresh_s: float = 30.0  # of peers: names and the registry's list
@@ -79,7 +80,10 @@ class Beacon:
         """Binds the socket and returns where. Nothing is served yet, but vouch() works from here on. PilotError if the address is
         not to be had."""
         host, port = self.config.bind
-        options = {"max_nodes": self.config.max_nodes, "relay_bytes_per_s": self.config.relay_bytes_per_s}
+        config = self.config
+        options = {
+            "max_nodes": config.max_nodes, "max_nodes_per_ip": config.max_nodes_per_ip, "relay_bytes_per_s": config.relay_bytes_per_s,
+        }  # fmt: skip
         try:
             if host:  # of a name like localhost the IPv4 address: more nodes can reach it
                 candidates = sorted(await resolve(host, port, v6=True), key=lambda addr: ":" in addr[0])[:1]

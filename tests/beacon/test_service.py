@@ -96,7 +96,7 @@ async def test_nodes_of_two_beacons_reach_each_other(start: Start) -> None:
 async def test_more_nodes_than_one_datagram_holds(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     peer = Udp(LOCAL)
     peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-    beacon, at = await start(beacon=1, peers=(peer.addr,), gossip_s=3600.0)
+    beacon, at = await start(beacon=1, peers=(peer.addr,), gossip_s=3600.0, max_nodes_per_ip=100_000)
     node = Udp(at)
     for first in range(1, wire.MAX_SYNC + 100, 50):
         for number in range(first, first + 50):
