@@ -53,7 +53,7 @@ def _describe(label: str, reply: dict[str, Any]) -> str:
         if way.get("rtt_ms") is not None:
             add("RTT", millis(number(way["rtt_ms"])))
         if way.get("overhead_ms") is not None:
-            add("Relay costs", millis(number(way["overhead_ms"])))
+            add("Relay cost", millis(number(way["overhead_ms"])))
     else:
         add("Path", "none")
     add("Why", str(reply.get("why") or ""))

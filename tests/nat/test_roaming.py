@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from lab import Lab
-from scenarios import IDLE_PAIRS, SCENARIOS, TIMEOUT_S, Idle, Scenario
+from scenarios import IDLE_PAIRS, PING_S, SCENARIOS, TIMEOUT_S, Idle, Scenario
 
 pytestmark = [
     pytest.mark.netns,
@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 TRIALS = 2  # once in each direction
-GENEROUS = 3
+SLACK = 8.0  # of the bars
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,12 +34,12 @@ def idle() -> Iterator[Idle]:
 def test_a_stream_survives(scenario: Scenario) -> None:
     trials = [t for t in scenario.play(TRIALS) if t]
     assert [t.fault for t in trials] == [""] * TRIALS
-    assert max(t.seconds for t in trials) <= GENEROUS * scenario.p95_s
+    assert max(t.seconds for t in trials) <= SLACK * scenario.p95_s
     gaps = [t.gap for t in trials if t.gap is not None]
-    assert not scenario.gap_s or max(gaps) <= GENEROUS * scenario.gap_s
+    assert not scenario.gap_s or max(gaps) <= SLACK * scenario.gap_s
 
 
 def test_an_idle_pair_answers_at_once_and_without_the_relay(idle: Idle) -> None:
     trials = list(idle.ask(2.2 * TIMEOUT_S))
     assert [t.fault for t in trials] == ["", ""]
-    assert max(t.seconds for t in trials) < 1.0
+    assert max(t.seconds for t in trials) <= SLACK * PING_S
