@@ -81,9 +81,7 @@ class Beacon:
         not to be had."""
         host, port = self.config.bind
         config = self.config
-        options = {
-            "max_nodes": config.max_nodes, "max_nodes_per_ip": config.max_nodes_per_ip, "relay_bytes_per_s": config.relay_bytes_per_s,
-        }  # fmt: skip
+        options = {name: getattr(config, name) for name in ("max_nodes", "max_nodes_per_ip", "relay_bytes_per_s")}
         try:
             if host:  # of a name like localhost the IPv4 address: more nodes can reach it
                 candidates = sorted(await resolve(host, port, v6=True), key=lambda addr: ":" in addr[0])[:1]
