@@ -139,8 +139,10 @@ class Pool:
         self._idle.clear()
 
     def reset(self) -> None:
-        """Drops idle connections and the back-off."""
+        """Takes all connections for dead and drops the back-off; a request under way repeats itself on a new connection."""
         self.drop_idle()
+        for link in self._busy:
+            link.abort()
         self._failures = 0
         self._retry_at = 0.0
 

@@ -215,6 +215,30 @@ async def test_connection_that_died_silently_is_replaced(
     server.close()
 
 
+async def test_a_request_under_way_repeats_itself_when_the_network_changes(clients: Callable[..., RegistryClient]) -> None:
+    """Its connection was made from an address that is gone: nobody will ever say so."""
+    asked = asyncio.Event()
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await read_request(reader)
+        if number == 0:
+            asked.set()
+            await asyncio.sleep(3600)
+        writer.write(OK)
+
+    server = await misbehaving(behave)
+    client = clients(port=server.sockets[0].getsockname()[1])
+    lost = []
+    client.on_lost(lambda: lost.append(1))
+    calling = asyncio.create_task(client.lookup(1))
+    await asked.wait()
+    client.reset()
+    async with asyncio.timeout(2):
+        assert (await calling)["node_id"] == 1
+    assert not lost, "the registry has closed nothing"
+    server.close()
+
+
 async def test_silent_registry_times_out(clients: Callable[..., RegistryClient]) -> None:
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
         await reader.read()
