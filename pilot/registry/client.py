@@ -36,7 +36,7 @@ class RegistryClient:
         self._pool.close()
 
     def reset(self) -> None:
-        """Takes all connections for dead and drops the back-off: the network has changed. Requests under way repeat themselves."""
+        """Takes all connections for dead, drops the back-off: the network has changed. Requests under way repeat themselves."""
         self._pool.reset()
 
     def use_detour(self, detour: Detour | None) -> None:
