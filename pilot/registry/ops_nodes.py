@@ -145,7 +145,7 @@ def heartbeat(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
 def deregister(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
     """The node goes offline; what is known about it stays. Not there already: nothing to do, no signature needed."""
     node = reg.state.nodes.get(fields.number(request, "node_id"))
-    if node is not None and node.online:
+    if node is not None and reg.holds(node):
         reg.require_signature_or_admin(peer, node, texts.of_node("deregister", node.id), request)
         reg.depart(node)
     return {}

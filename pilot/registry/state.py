@@ -224,6 +224,7 @@ class State:
         node.online = False
         node.endpoint = node.ip = ""
         node.lan_addrs = ()
+        node.expected = False
         node.departed = now_unix
         self.save(node)
 
