@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -52,14 +53,15 @@ def plan_of(args: argparse.Namespace) -> tuple[Plan, tuple[str, ...]]:
         plan, parts = Plan(runs=3, seconds=0.7, round_trips=1000, peers=False, budget_s=180), QUICK
     else:
         plan, parts = Plan(runs=5, seconds=1.5, round_trips=2000, peers=True, budget_s=1200), tuple(PARTS)
-    return dataclasses.replace(plan, only=tuple(args.contenders), runs=args.runs or plan.runs), tuple(args.only or parts)
+    changed = {"only": tuple(args.contenders), "runs": args.runs or plan.runs, "budget_s": args.budget or plan.budget_s}
+    return dataclasses.replace(plan, **changed), tuple(args.only or parts)
 
 
 def measure(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
     record, begun = Record(), time.time()
     for name in parts:
         if plan.late(0.95):
-            record.missing.append({"scenario": name, "contender": "all", "reason": "out of time"})
+            record.note(name, "all", "out of time")
             continue
         start = time.monotonic()
         with record.attempt(name, "all"):
@@ -74,6 +76,18 @@ def measure(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
         "missing": record.missing,
         "limits": record.limits,
     }
+
+
+def combined(files: list[Path]) -> dict[str, Any]:
+    """One result out of the raw files of several runs of different parts; of a figure in two of them, the later file counts."""
+    results = [json.loads(path.read_text()) for path in files]
+    rows = {(row["scenario"], row["contender"], row["metric"]): row for result in results for row in result["rows"]}
+    out: dict[str, Any] = dict(results[0]) | {"rows": list(rows.values())}
+    for key in ("missing", "limits"):
+        out[key] = [entry for result in results for entry in result[key]]
+    out["took_s"] = sum(result["took_s"] for result in results)
+    out["command"] = "; ".join(result["command"] for result in results)
+    return out
 
 
 def write(result: dict[str, Any], baseline: dict[str, float], out: Path) -> None:
@@ -94,14 +108,17 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=sorted(PARTS), help="these parts")
     parser.add_argument("--contenders", nargs="+", default=[], help="these, by name: reference inproc daemon tls published ...")
     parser.add_argument("--runs", type=int, default=0, help="repetitions of each measurement")
+    parser.add_argument("--budget", type=float, default=0.0, help="seconds; no round begins late in it")
+    parser.add_argument("--combine", nargs="+", type=Path, help="raw results of several runs: measure nothing, write the pages")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--baseline", choices=("compare", "check", "write"), default="compare", help="write: this run becomes it")
     args = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: needs root for network namespaces", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # namespaces and programs are to end with it
     plan, parts = plan_of(args)
-    result = measure(plan, parts)
+    result = combined(args.combine) if args.combine else measure(plan, parts)
     path = HERE / "baseline.json"
     if args.baseline == "write":
         path.write_text(json.dumps(goals.ratios(result), indent=2, sort_keys=True) + "\n")

@@ -33,8 +33,13 @@ class Race:
                 self.rivals.append(rival)
 
     def rounds(self, runs: int | None = None) -> Iterator[int]:
-        """A round for warming up, which is not recorded, then plan.runs; each begins with another contender than the last."""
-        for run in range((runs or self.plan.runs) + 1):
+        """A round for warming up, which is not recorded, then plan.runs; each begins with another contender than the last.
+        Fewer, and a note of it, when time is short."""
+        wanted = runs or self.plan.runs
+        for run in range(wanted + 1):
+            if run > 1 and self.plan.late(0.9):
+                self._record.note(self.title, "all", f"{run - 1} of {wanted} rounds: out of time")
+                return
             self._warming = run == 0
             yield run
             self.rivals.append(self.rivals.pop(0)) if self.rivals else None

@@ -50,6 +50,10 @@ class Record:
         """What is wanted of our figure there: op is >= or <=."""
         self.limits.append((scenario, metric, op, value))
 
+    def note(self, scenario: str, contender: str, reason: str) -> None:
+        """Something that was not measured, for the report."""
+        self.missing.append({"scenario": scenario, "contender": contender, "reason": reason[:500]})
+
     def add_all(self, scenario: str, contender: str, values: Mapping[str, float | list[float]]) -> None:
         for metric, value in values.items():
             if metric not in SKIPPED:
@@ -62,7 +66,7 @@ class Record:
             yield
         except Exception as error:  # a peer that cannot be had or that breaks must not cost the other figures
             reason = f"{type(error).__name__}: {error}"
-            self.missing.append({"scenario": scenario, "contender": contender, "reason": reason[:500]})
+            self.note(scenario, contender, reason)
             print(f"  {scenario}, {contender}: {reason[:300]}", file=sys.stderr, flush=True)
 
     def as_rows(self) -> list[dict[str, Any]]:
