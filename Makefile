@@ -101,6 +101,7 @@ bench-check: bench-setup
 
 # Does the suite still run? Seconds; no figure decides.
 bench-smoke: bench-setup
+	@mkdir -p $(BUILD)
 	$(VENV)/bin/python bench/run.py --smoke --out $(BUILD)/bench-smoke >$(BUILD)/bench-smoke.md
 
 wheel: test-setup
