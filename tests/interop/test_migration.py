@@ -66,7 +66,7 @@ def exchange(a: Machine, b: Machine, text: str) -> None:
     wait_for(lambda: len(b.inbox()) == messages + 1 and len(b.received()) == files + 1, f"message and file at {b}", 10)
 
 
-@pytest.mark.parametrize("first", [THEIRS, OURS])
+@pytest.mark.parametrize("first", [THEIRS, pytest.param(OURS, marks=pytest.mark.interop)])
 def test_there_and_back(bed: Testbed, peers: dict[str, Machine], installed: list[Installed], first: str) -> None:
     """Number, address, name, tags, trust, open requests, messages and files stay, and traffic goes on without a handshake."""
     second = other(first)
