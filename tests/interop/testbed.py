@@ -353,5 +353,8 @@ class Testbed:
 def deafen(a: Host, b: Host) -> None:
     """From now on no UDP of one reaches the other: they must use the relay. Neither is told, as with filters on the way."""
     for host, other in ((a, b), (b, a)):
-        rule = f"meta l4proto udp ip saddr {other.ip} drop"
-        host.nft(f"table ip deaf {{ chain in {{ type filter hook input priority 0; {rule}; }} }}")
+        host.nft(f"""
+table ip deaf {{
+  chain in {{ type filter hook input priority 0; meta l4proto udp ip saddr {other.ip} drop; }}
+}}
+""")
