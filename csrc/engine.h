@@ -109,6 +109,9 @@ int pl_engine_set_trusted(pl_engine *e, uint32_t node, bool trusted);
  * sending key (SESSION_PROVED) and the old one a receive-only key for 10 s. caps may be NULL. */
 int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], uint64_t key_id, const pl_caps *caps, uint64_t now_ns);
 int pl_engine_drop_session(pl_engine *e, uint32_t node);
+/* Resets the streams with a peer that is gone; dials go on until their own time is over. key_id: only streams that are older than this key
+ * of the session, 0 = all. The number of streams, or PL_ENOENT. */
+int64_t pl_engine_reset_streams(pl_engine *e, uint32_t node, uint64_t key_id, uint64_t now_ns);
 /* Removes peer, session, path; its connections are reset. */
 int pl_engine_forget_peer(pl_engine *e, uint32_t node, uint64_t now_ns);
 /* The path that carries traffic. relay: `to` is a beacon and frames are wrapped in 0x05. Restarts path MTU discovery. */

@@ -118,6 +118,26 @@ int pl_engine_abort(pl_engine *e, uint32_t conn, uint64_t now_ns) {
   return PL_OK;
 }
 
+int64_t pl_engine_reset_streams(pl_engine *e, uint32_t node, uint64_t key_id, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
+  pl_peer *p = pl_peer_find(e, node);
+  if (!p) return PL_ENOENT;
+  const pl_key *keys[] = {p->cur, p->next, p->prev}, *key = NULL;
+  for (unsigned i = 0; i < 3; i++)
+    if (key_id && keys[i] && keys[i]->id == key_id) key = keys[i];
+  if (key_id && !key) return PL_ENOENT;
+  int64_t n = 0;
+  for (pl_conn *c = p->conns, *next; c; c = next) {
+    next = c->peer_next;
+    if (c->dialing || c->dead || !c->s) continue;
+    if (key && (int32_t)(c->id - key->first_conn) >= 0) continue;
+    pl_conn_send_reset(e, c); /* in case it hears us all the same */
+    pl_conn_events(e, c, PL_SEV_RESET);
+    n++;
+  }
+  return n;
+}
+
 int64_t pl_engine_unacked(const pl_engine *e, uint32_t conn) {
   const pl_conn *c = find(e, conn);
   if (!c) return PL_ENOENT;

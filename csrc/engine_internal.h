@@ -35,6 +35,7 @@ typedef struct pl_key {
   bool proved;         /* a frame under it was opened */
   uint64_t retire_ns;  /* of a replaced key */
   uint64_t installed_ns;
+  uint32_t first_conn; /* the id that the next connection would have had then */
 } pl_key;
 
 /* What is remembered of a key that was dropped. The same two X25519 keys give the same session key again, by a PILA that anybody may have

@@ -53,6 +53,7 @@ static pl_key *key_new(pl_engine *e, uint32_t peer, const uint8_t key[32], uint6
   k->id = id;
   k->prefix = next_prefix(e, peer);
   k->installed_ns = now_ns;
+  k->first_conn = e->next_conn;
   if (caps) k->caps = *caps;
   exhume(e, k);
   return k;
@@ -181,6 +182,12 @@ static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
     p->next = NULL;
     p->moved = true;
     pl_peer_apply_mss(e, p);
+  }
+  /* A peer that has started anew answers what belongs to no stream of its own with an RST; otherwise nothing comes of it. */
+  for (pl_conn *c = p->conns; c; c = c->peer_next) {
+    if (!c->s) continue;
+    pl_stream_ask(c->s);
+    pl_conn_activate(e, c);
   }
   pl_peer_schedule(e, p);
   pl_event *ev = pl_event_push(e, PL_EV_SESSION_PROVED, NULL, 0, false);

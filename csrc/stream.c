@@ -515,6 +515,10 @@ unsigned pl_stream_tick(pl_stream *s, uint64_t now) {
   return ev;
 }
 
+void pl_stream_ask(pl_stream *s) {
+  if (s->state == PL_ST_ESTABLISHED || s->state == PL_ST_FIN_WAIT) s->ack_due = true;
+}
+
 /* ---- path ---- */
 
 void pl_stream_set_mss(pl_stream *s, uint32_t mss) {

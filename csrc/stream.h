@@ -119,6 +119,8 @@ void pl_stream_close(pl_stream *s, uint64_t now_ns);
 /* Hard close: one RST, then CLOSED. */
 void pl_stream_abort(pl_stream *s, uint64_t now_ns);
 
+/* One acknowledgement without need: a peer that does not know the stream any more may say so. */
+void pl_stream_ask(pl_stream *s);
 /* The path changed: new largest segment, round-trip estimate and congestion state start afresh; with options in force
  * lost segments may be cut anew, otherwise boundaries stay. */
 void pl_stream_path_changed(pl_stream *s, uint32_t mss, uint64_t now_ns);

@@ -209,6 +209,19 @@ cdef class EngineBase:
             self.release()
         check(r)
 
+    def reset_streams(self, uint32_t node, uint64_t key_id=0):
+        cdef uint64_t now
+        cdef int64_t n
+        cdef pl_engine *e
+        self.check_open()
+        with nogil:
+            e = self.acquire(&now)
+            n = pl_engine_reset_streams(e, node, key_id, now)
+            self.release()
+        if n < 0:
+            check(<int> n)
+        return n
+
     def drop_session(self, uint32_t node):
         cdef uint64_t now
         cdef int r

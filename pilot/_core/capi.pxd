@@ -170,6 +170,7 @@ cdef extern from "engine.h" nogil:
     int pl_engine_set_trusted(pl_engine *e, uint32_t node, bint trusted)
     int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t *key, uint64_t key_id, const pl_caps *caps, uint64_t now)
     int pl_engine_drop_session(pl_engine *e, uint32_t node)
+    int64_t pl_engine_reset_streams(pl_engine *e, uint32_t node, uint64_t key_id, uint64_t now_ns)
     int pl_engine_forget_peer(pl_engine *e, uint32_t node, uint64_t now_ns)
     int pl_engine_set_path(pl_engine *e, uint32_t node, const pl_addr *to, bint relay, uint64_t now_ns)
     int pl_engine_probe(pl_engine *e, uint32_t node, const pl_addr *to, bint relay, uint64_t token, uint64_t now_ns)

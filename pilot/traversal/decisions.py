@@ -30,6 +30,7 @@ class Step(Enum):
     CONNECTED = "connected"
     CHANGED = "changed"
     LOST = "lost"
+    STREAMS_ENDED = "streams_ended"
     NETWORK = "network"
     KEY_REFUSED = "key_refused"
     GAVE_UP = "gave_up"

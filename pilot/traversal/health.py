@@ -23,6 +23,8 @@ WINDOW_S = 2.0
 BUSY_HOLD_S = 4.0
 DEAD_PROBES = 3
 DEAD_S = 1.2
+GONE_S = 15.0  # a peer that answers nothing on any path for so long is not there any more
+PAUSE_S = 3.0  # between two looks: it was this process that stood still
 
 
 @dataclass(slots=True)
@@ -32,6 +34,8 @@ class Health:
     idle_s: float = IDLE_S
     busy_until: float = NEVER
     suspect_until: float = NEVER  # the network changed: fewer missing answers are enough
+    unheard_since: float = NEVER  # the first probe, of any path, that was followed by no frame of the peer
+    _looked_at: float = NEVER
     _at: float = NEVER
     _packets: int = 0
     _probes: int = 0
@@ -40,9 +44,26 @@ class Health:
         """Traffic flowed within the last seconds."""
         return now < self.busy_until
 
-    def probe_sent(self) -> None:
+    def probe_sent(self, now: float) -> None:
         """Own probes are no traffic."""
         self._probes += 1
+        if self.unheard_since == NEVER:
+            self.unheard_since = now
+
+    def gone(self, now: float, last_recv: float) -> bool:
+        """Looks, a few times a minute at least while probes go out. True when the peer has answered nothing for GONE_S; then the
+        time runs anew."""
+        paused, self._looked_at = now - self._looked_at - PAUSE_S, now
+        if last_recv >= self.unheard_since:
+            self.unheard_since = NEVER
+        if self.unheard_since == NEVER:
+            return False
+        if 0 < paused < float("inf"):  # answers could not be seen meanwhile
+            self.unheard_since = min(now, self.unheard_since + paused)
+        if now - self.unheard_since < GONE_S:
+            return False
+        self.unheard_since = NEVER
+        return True
 
     def traffic(self, now: float, last_recv: float, last_send: float, packets_sent: int) -> bool:
         """Takes the peer's counters (seconds on the clock of `now`; NEVER if nothing was). True: probe now,

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 
 from pilot.traversal.candidates import NEVER, Candidate, CandidateSet, Source, Tier, better
 from pilot.traversal.decisions import RELAY, Addr, Step
-from pilot.traversal.health import IDLE_S, Health
+from pilot.traversal.health import GONE_S, IDLE_S, Health
 from pilot.traversal.nat import NatType, Scope, scope, show
 from pilot.traversal.path_actions import (
     AskAddresses,
@@ -40,6 +40,7 @@ from pilot.traversal.path_actions import (
     Probe,
     PunchTo,
     RequestPunch,
+    ResetStreams,
     SetPath,
 )
 from pilot.traversal.punching import HOLD_S, Punching
@@ -56,6 +57,7 @@ SUSPECT_S = 3.0  # after a network change
 LEFT_S = 0.3  # a direct path that answered so lately is not dead, whatever way the peer sends
 SAME_PUNCH_S = 0.25
 PROBE_RATE, PROBE_BURST = 8.0, 24.0  # per second and at once, to addresses that carry nothing, whatever happens
+LOST_RETRY_S = 2.0  # at first: streams wait for an answer
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 45.0)  # the last one repeats
 
 
@@ -360,6 +362,8 @@ class PathMachine:
     def traffic(self, last_recv: float, last_send: float, packets_sent: int, now: float) -> bool:
         """The data plane's counters of this peer, while there is traffic twice a second. True: the deadline has moved."""
         was_busy = self.health.busy(now)
+        if self.health.gone(now, last_recv) and not (self.active and self.active.answered):
+            self._out.append(ResetStreams())
         silent = self.health.traffic(now, last_recv, last_send, packets_sent)
         path = self.active
         if silent and path and self.session and not path.waiting and now - path.last_sent > 0.8:
@@ -509,7 +513,8 @@ class PathMachine:
         if self.phase is Phase.DIRECT or (self.relay_only and not lost):
             return
         self._retries += 1
-        self._retry_at = now + self._retry_gap
+        gap = self._retry_gap
+        self._retry_at = now + (min(gap, LOST_RETRY_S) if lost and now - self.lost_at < GONE_S else gap)
         self._ways.drop_stale(self.active, now)
         self._plan_punches((0.0,), now)
         for candidate in self._ways:
@@ -623,5 +628,5 @@ class PathMachine:
     def _probe(self, candidate: Candidate, now: float) -> None:
         token = self._token()
         candidate.probed(token, now)
-        self.health.probe_sent()
+        self.health.probe_sent(now)
         self._out.append(Probe(candidate.addr, candidate.relay, token))

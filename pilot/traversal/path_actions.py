@@ -28,6 +28,11 @@ class SetPath:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetStreams:
+    """The peer is not there any more: its streams end."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Send an encrypted ping this way; the answer comes back with `token`."""
 
@@ -70,4 +75,4 @@ class Decided:
     decision: Decision
 
 
-PathAction = SetPath | Probe | RequestPunch | PunchTo | ExchangeAgain | AskAddresses | CheckBeacons | Decided
+PathAction = SetPath | ResetStreams | Probe | RequestPunch | PunchTo | ExchangeAgain | AskAddresses | CheckBeacons | Decided

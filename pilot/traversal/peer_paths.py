@@ -8,6 +8,7 @@ through `tick`. The simulator drives this class on virtual time; controller.Trav
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -152,6 +153,11 @@ class PeerPaths:
     def nodes(self) -> list[int]:
         """Peers with a path machine."""
         return list(self._machines)
+
+    def direct_ends(self, limit: int) -> list[Addr]:
+        """Addresses of peers that are reached directly, at most `limit`."""
+        ends = (m.active.addr for m in self._machines.values() if m.active and m.phase is Phase.DIRECT)
+        return list(itertools.islice(ends, limit))
 
     def connected(self, node: int) -> bool:
         """The session is proved and the active path answers."""
@@ -397,7 +403,10 @@ class PeerPaths:
             return  # forgotten meanwhile
         machine = self._touch(node, now)
         pending = self.exchange.is_pending(node, key_id)
-        self.exchange.proved(node, key_id, now)
+        anew = self.exchange.proved(node, key_id, now)
+        info = self._plane.peer_info(node)
+        if anew and info and not info["own_kind"]:  # ours keep their streams over a change of key, or say that they have none
+            self._end_streams(node, key_id, "The peer started anew: its former streams were ended", now)
         machine.session_ready(False, now)
         if pending:
             machine.key_settled(True, now)
@@ -499,6 +508,8 @@ class PeerPaths:
             elif isinstance(action, act.SetPath):
                 with suppress(CoreError):  # no room for the peer: install_key said so before
                     self._plane.set_path(machine.node, action.addr, action.relay)
+            elif isinstance(action, act.ResetStreams):
+                self._end_streams(machine.node, 0, "The peer answers nothing on any path: its streams were ended", now)
             elif isinstance(action, act.PunchTo):
                 self._punch(action.addr)
             elif isinstance(action, act.RequestPunch):
@@ -513,6 +524,11 @@ class PeerPaths:
             else:
                 self._tell(action.decision)
         self._timers.set(machine.node, machine.deadline())
+
+    def _end_streams(self, node: int, key_id: int, text: str, now: float) -> None:
+        with suppress(CoreError):  # the data plane has forgotten the peer, and its streams with it
+            if self._plane.reset_streams(node, key_id):
+                self._tell(Decision(now, node, Step.STREAMS_ENDED, text))
 
     def _probe(self, node: int, addr: Addr, relay: bool, token: int) -> None:
         with suppress(CoreError):  # the session went away a moment ago: its event is on the way

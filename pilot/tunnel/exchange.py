@@ -231,19 +231,23 @@ class KeyExchange:
         else:
             self._need_key(peer, b"", addr, relayed, now)
 
-    def proved(self, node: int, key_id: int, now: float) -> None:
-        """A frame of `node` opened under the key `key_id`, which is in force from now on."""
+    def proved(self, node: int, key_id: int, now: float) -> bool:
+        """A frame of `node` opened under the key `key_id`, which is in force from now on. True: it is the first under another
+        X25519 key of the peer than before."""
         peer = self._peers.find(node)
         if not peer:
-            return
+            return False
+        anew = False
         if peer.pending and peer.pending.key_id == key_id:
             if peer.live and peer.live.public != peer.pending.public:
                 peer.remember_old(peer.live.public, FOR_EVER)
+                anew = True
             peer.live, peer.pending = peer.pending, None
         if peer.live and peer.live.key_id == key_id:
             peer.live.proved = True
             peer.next_send = None
         self._arm(peer)
+        return anew
 
     def broken(self, node: int, now: float) -> None:
         """Frames of `node` repeatedly do not open: both sides state their keys anew."""

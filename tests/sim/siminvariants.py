@@ -16,7 +16,7 @@ from pilot.traversal.path_actions import Phase
 REACH_S = 20.0  # bytes flow at the latest so long after a path exists
 BETTER_S = 60.0  # on the relay at most so long while a direct path works; lossy links get a second attempt
 BETTER_LOSSY_S = 130.0
-BREAK_S = 9.0  # a stream may break only after so long an outage
+BREAK_S = 10.0  # a stream may break only after so long an outage
 EXCUSE_S = 40.0  # and not later than this after it
 ACTIVE_PER_S = 11  # probes of the path in use while it is suspected
 PROBES_PER_S = PROBE_BURST + PROBE_RATE + ACTIVE_PER_S

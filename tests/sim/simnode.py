@@ -93,6 +93,7 @@ class SimNode:
         self.beacons = beacons
         self.identity = SimIdentity(f"{world.seed}:{number}")
         self.lan: tuple[Addr, ...] = ()
+        self.caps = CAPS
         self.starts = 0
         self.up = False
         self.asleep = False  # the machine: its clock stands, what arrives is lost
@@ -122,7 +123,7 @@ class SimNode:
         self.engine = Engine(seed=seed, now_ns=self.now_ns)
         self.engine.set_node(self.number)
         self.engine.listen(PORT, OWNER_APP)
-        exchange = KeyExchange(self.identity, caps=CAPS, random=rng.randbytes, last_heard=self._last_heard)
+        exchange = KeyExchange(self.identity, caps=self.caps, random=rng.randbytes, last_heard=self._last_heard)
         discovery = Discovery(random=rng.randbytes)
         self.paths = PeerPaths(
             self.engine,
