@@ -126,7 +126,7 @@ class Node:
         self._streams = StreamCommands(self)
         table = {**self._streams.table(), **NodeCommands(self).table()}
         self.ipc = IpcServer(self.plane, table, self._streams)
-        self._netwatch = NetWatch(self._network_changed)
+        self._netwatch = NetWatch(self._network_changed, self._addresses_changed, self.traversal.targets)
         self._exchange: DataExchange | None = None
         self._events: EventStream | None = None
         self._metrics: MetricsServer | None = None
@@ -321,10 +321,14 @@ class Node:
         if decision.kind == RELAY and decision.step.value in ("connected", "changed"):
             self.webhook.emit("tunnel.relay_activated", {"peer_node_id": decision.node})
 
-    def _network_changed(self) -> None:
-        log.info("the network changed")
+    def _network_changed(self, slept: bool) -> None:
+        log.info("the host slept" if slept else "the network changed")
         self.traversal.network_changed()
         self.registry.reset()
+        self._addresses_changed()
+
+    def _addresses_changed(self) -> None:
+        self.traversal.addresses_changed()
         if self._where.moved():
             self.registration.endpoint_changed()
 

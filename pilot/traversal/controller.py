@@ -309,6 +309,14 @@ class Traversal:
             await asyncio.sleep(0.01)
         return self._discovery.nat
 
+    def targets(self) -> list[Addr]:
+        """Where datagrams go now: beacons, and peers that are reached directly."""
+        return [*self._udp_beacons[:8], *self.paths.direct_ends(32)]
+
+    def addresses_changed(self) -> None:
+        """The host has other addresses, but the paths do not depend on them."""
+        self._discovery.set_local(self._config.local_hosts(), self._config.local_port)
+
     def network_changed(self) -> None:
         """Interfaces or routes changed, or the host slept: every path is tried again at once."""
         self._discovery.set_local(self._config.local_hosts(), self._config.local_port)

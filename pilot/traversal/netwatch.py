@@ -1,7 +1,7 @@
 """Notices that the network changed or that the host slept.
 
-Addresses, links and default routes: the kernel tells (rtnetlink). Sleep: the clock that counts it (CLOCK_BOOTTIME)
-ran ahead of the one that does not (CLOCK_MONOTONIC). Elsewhere the addresses are compared from time to time.
+Addresses, links and default routes: the kernel tells (rtnetlink), netstate.py judges. Sleep: the clock that counts it
+(CLOCK_BOOTTIME) ran ahead of the one that does not (CLOCK_MONOTONIC). Without rtnetlink the state is compared from time to time.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from pilot.traversal.interfaces import local_hosts
+from pilot.traversal.decisions import Addr
+from pilot.traversal.netstate import Debounce, Report, read_state
 
-POLL_S = 5.0
+POLL_S = 2.0
+REFRESH_S = 30.0  # targets that are new since the last change are looked at
 SLEPT_S = 3.0
-SETTLE_S = 0.1  # one change arrives as a volley of messages
 
 _NETLINK_ROUTE = 0
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # link, IPv4 address, IPv4 route, IPv6 address, IPv6 route
@@ -28,19 +29,35 @@ _HEADER = struct.Struct("=IHHII")
 _RT_TABLE_MAIN = 254
 
 
-class NetWatch:
-    """Calls `changed` from the event loop, at most once per SETTLE_S, after a change."""
+def slept_s() -> float:
+    """How long this host has slept since it was started, seconds; only differences mean something."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.clock_gettime(boot) - time.monotonic() if boot is not None else 0.0
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+
+class NetWatch:
+    """Calls `changed` from the event loop when paths have to be tried again: True if the host slept."""
+
+    def __init__(
+        self,
+        changed: Callable[[bool], None],
+        addresses: Callable[[], None] = lambda: None,
+        targets: Callable[[], Iterable[Addr]] = tuple,
+        slept: Callable[[], float] = slept_s,
+    ) -> None:
+        """addresses: called when only the own LAN addresses are others. targets: numeric ends of the paths in use."""
         self._changed = changed
+        self._addresses = addresses
+        self._targets = targets
+        self._slept = slept
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
-        self._settle: asyncio.TimerHandle | None = None
-        self._hosts: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._debounce: Debounce | None = None
 
     def start(self) -> None:
         """Begins to watch; needs a running event loop."""
-        self._hosts = sorted(local_hosts())
+        self._debounce = Debounce(read_state(self._targets()))
         self._socket = _open()
         loop = asyncio.get_running_loop()
         if self._socket:
@@ -49,8 +66,9 @@ class NetWatch:
 
     def stop(self) -> None:
         """Ends watching. Idempotent."""
-        if self._settle:
-            self._settle.cancel()
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
         if self._task:
             self._task.cancel()
             self._task = None
@@ -70,23 +88,38 @@ class NetWatch:
                 relevant = True
                 break
             relevant |= is_relevant(data)
-        if relevant and not self._settle:
-            self._settle = asyncio.get_running_loop().call_later(SETTLE_S, self._report)
+        if relevant and self._debounce:
+            self._debounce.stirred(asyncio.get_running_loop().time())
+            self._arm()
 
-    def _report(self) -> None:
-        self._settle = None
-        self._hosts = sorted(local_hosts())
-        self._changed()
+    def _arm(self) -> None:
+        due = self._debounce.due if self._debounce else None
+        if due is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        assert self._debounce
+        report = self._debounce.look(read_state(self._targets()), asyncio.get_running_loop().time())
+        self._arm()
+        if report is Report.PATHS:
+            self._changed(False)
+        elif report is Report.ADDRESSES:
+            self._addresses()
 
     async def _poll(self) -> None:
-        ahead = _asleep_s()
+        loop = asyncio.get_running_loop()
+        before, refreshed = self._slept(), loop.time()
         while True:
             await asyncio.sleep(POLL_S)
-            now = _asleep_s()
-            slept = now - ahead > SLEPT_S
-            ahead = now
-            if slept or (not self._socket and sorted(local_hosts()) != self._hosts):
-                self._report()
+            now = self._slept()
+            slept, before = now - before > SLEPT_S, now
+            if slept:
+                self._changed(True)
+            if self._debounce and (slept or not self._socket or loop.time() - refreshed >= REFRESH_S):
+                refreshed = loop.time()
+                self._debounce.stirred(refreshed)
+                self._arm()
 
 
 def is_relevant(data: bytes) -> bool:
@@ -123,8 +156,3 @@ def _open() -> socket.socket | None:
         sock.close()
         return None
     return sock
-
-
-def _asleep_s() -> float:
-    boot = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.clock_gettime(boot) - time.monotonic() if boot is not None else 0.0
