@@ -184,6 +184,7 @@ async def test_datagrams_confirmed(world: World) -> None:
     a, b = await world.agent("alpha"), await world.agent("bravo")
     await world.trust(a, b)
     ca, cb = await a.client(), await b.client()
+    await cb.ask(rq.Info())  # connected is not yet known to the daemon, and what nobody listens for is dropped
     assert (await ca.ask(rq.SendToConfirm(b.address, 6000, b"dg")))[0] == Cmd.SEND_TO_CONFIRM_OK
     code, payload = await cb.frame()
     assert code == Cmd.RECV_FROM and payload.endswith(b"dg") and payload[:6] == a.address.pack()
