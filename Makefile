@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test interop sim lossy test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages
+.PHONY: help setup test-setup demo test interop sim lossy test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages bench-relay
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
@@ -67,6 +67,10 @@ interop-full:
 bench-outages: test-setup
 	$(VENV)/bin/python bench/net/outages.py restart
 	$(VENV)/bin/python bench/net/outages.py blocked
+
+# Ten flows through one relay: sum, fairness, and what the relay adds to a round trip. Root; one minute.
+bench-relay: test-setup
+	$(VENV)/bin/python bench/net/flows.py
 
 # Needs root. The table goes to the terminal, to report.md and, with every single value, to results.json.
 nat-report: test-setup
