@@ -30,6 +30,7 @@ AGAIN_S = (0.5, 1.0, 1.0, 1.0, 2.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 SETTLE_S = 0.3  # endpoint changes come in volleys
 BURST, GAP_S = 4, 7.0  # registrations at once, then one per gap: registries count them, 10 a minute
 BEACONS_EVERY_S = 60.0
+FALSE_ALARM_S = 60.0  # for so long a registry that closes connections and yet knows us gets no early heartbeats
 DOUBT_S = (0.1, 2.0)  # after a lost connection to the heartbeat: all nodes of a registry lose theirs at once
 UNKNOWN_NODE = ("not_found", "auth_required")  # the registry does not know us, or not by this key
 
@@ -116,6 +117,8 @@ class Registration:
         self._stale = asyncio.Event()  # what the registry knows about us is not true any more
         self._wake = asyncio.Event()  # _stale or _beat_at has changed
         self._beat_at = math.inf  # loop time before which a heartbeat is due
+        self._doubting = False  # the next heartbeat is early
+        self._calm_until = -math.inf  # loop time; no early heartbeats before
         self._spent_until = float("-inf")  # each registration spends a gap; BURST - 1 of them may be spent ahead
         self._beacons_at = float("-inf")
         self._failures = 0
@@ -181,7 +184,11 @@ class Registration:
 
     def doubt(self) -> None:
         """The registry closed a connection."""
-        self._beat_at = min(self._beat_at, asyncio.get_running_loop().time() + random.uniform(*DOUBT_S))
+        now = asyncio.get_running_loop().time()
+        if now < self._calm_until:
+            return
+        self._doubting = True
+        self._beat_at = min(self._beat_at, now + random.uniform(*DOUBT_S))
         self._wake.set()
 
     def network_changed(self, network: int, *, joined: bool) -> None:
@@ -292,6 +299,7 @@ class Registration:
             reply = await self._ask(self._registry.heartbeat())
         except PilotError as error:
             self._failures += 1
+            self._doubting = False
             unknown = error.code in UNKNOWN_NODE
             level = logging.INFO if unknown or self._failures > 1 else logging.WARNING
             log.log(level, "heartbeat failed", extra={"reason": error.message, "failures": self._failures})
@@ -300,6 +308,9 @@ class Registration:
             return
         if self._failures:
             log.info("the registry answers again")
+        elif self._doubting:
+            self._calm_until = asyncio.get_running_loop().time() + FALSE_ALARM_S
+        self._doubting = False
         self._failures = 0
         self.registered = True
         if reply.get("key_expiry_warning") is True:

@@ -172,6 +172,16 @@ async def test_a_registry_that_closed_the_connection_hears_of_us_early(case: Cas
     assert case.registry.names().count("heartbeat") == 2
 
 
+async def test_a_registry_that_closes_every_connection_is_not_asked_for_ever(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some close a connection after each reply: that is no restart, and no reason for one heartbeat after the other."""
+    monkeypatch.setattr(registration, "DOUBT_S", (0.01, 0.02))
+    reg = await case.start(keepalive=3600.0)
+    for _ in range(10):
+        reg.doubt()
+        await asyncio.sleep(0.05)
+    assert case.registry.names().count("heartbeat") == 1
+
+
 async def test_a_new_endpoint_is_registered(case: Case) -> None:
     reg = await case.start()
     case.place.addr = "203.0.113.5:4001"
