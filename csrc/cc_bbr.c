@@ -8,10 +8,10 @@
  *
  * Beside flows that fill the queue until it overflows, which is what TCP does, such a model takes too much of a short queue and too little
  * of a long one. So while there is a rival the window follows the rival's own rule (RIVAL: the curve of CUBIC, reduced when the queue
- * overflows), and pacing only smooths it. Signs of a rival: a queue that stands while this flow does not build one, or loss while the
- * queue is about as long as it ever gets, and more of it than is lost while the queue is short. What is lost on a short queue is random and
- * reduces nothing. From time to time the flow drains its own part of the queue and looks whether the rest stands. */
+ * overflows), and pacing only smooths it. Signs of a rival: a queue that stands while this flow does not build one, or more loss while
+ * there is a queue than while there is none. What is lost on a short queue is random and reduces nothing. From time to time the flow drains its own part of the queue and looks whether the rest stands. */
 #include <assert.h>
+#include <math.h>
 
 #include "cc_curve.h"
 
@@ -36,9 +36,10 @@
 #define SHORT_PATH_NS PL_NS_PER_MS
 #define RIVAL_FIRST_NS (10 * PL_NS_PER_S) /* may have been a false alarm */
 #define RIVAL_NS (30 * PL_NS_PER_S)
-#define QUEUE_WINDOW_NS (10 * PL_NS_PER_S)
 #define RIVAL_PACING 1.2
 #define SETTLE_ROUNDS 3u
+#define EMPTY_ROUNDS 10u
+#define RANDOM_SEEN 0.0005
 #define RANDOM_MAX 0.05       /* no more than this is taken for random */
 
 enum { STARTUP, DRAIN, CRUISE, UP, DOWN, PROBE_RTT, RIVAL };
@@ -64,9 +65,10 @@ typedef struct bbr {
   pl_curve curve;              /* RIVAL: where `window` goes next */
   uint64_t window, rival_until;
   uint32_t cut_round;          /* in which it was last reduced */
+  bool settled;                /* what start-up lost has been found out: there was a round without loss */
+  uint32_t empty_rounds;       /* so many rounds without a queue */
   uint32_t tall_round;         /* in which the queue was last long */
   uint64_t cruise_rtt;         /* smallest round-trip time of the present CRUISE */
-  uint64_t tall_now, tall_before, tall_since; /* longest queue, in time, of this and of the last QUEUE_WINDOW_NS */
   double random;               /* share lost while the queue is short, smoothed */
   uint32_t seed;
 } bbr;
@@ -174,22 +176,13 @@ static bool weigh_loss(pl_cc *cc, bbr *b) {
 static uint64_t queue_ns(uint64_t rtt, const pl_cc_ack *a) { return rtt > a->min_rtt_ns ? rtt - a->min_rtt_ns : 0; }
 static uint64_t short_queue_ns(const pl_cc_ack *a) { return a->min_rtt_ns / 8 + PL_NS_PER_MS / 5; }
 
-static uint64_t tall_ns(const bbr *b) { return pl_max64(b->tall_now, b->tall_before); }
-
-static void note_queue(bbr *b, const pl_cc_ack *a) {
-  if (a->now_ns - b->tall_since > QUEUE_WINDOW_NS) {
-    b->tall_before = b->tall_now;
-    b->tall_now = 0;
-    b->tall_since = a->now_ns;
-  }
-  if (b->round_rtt != UINT64_MAX) b->tall_now = pl_max64(b->tall_now, queue_ns(b->round_rtt, a));
-}
-
-static bool overflowed(const bbr *b, const pl_cc_ack *a) {
+static bool overflowed(const pl_cc *cc, const bbr *b, const pl_cc_ack *a) {
   double lost = (double)(b->round_lost + b->last_lost), all = (double)(b->round_acked + b->last_acked) + lost;
   if (lost > LOSS_ANY * all) return true;
   uint64_t queue = queue_ns(b->round_rtt == UINT64_MAX ? b->last_rtt : pl_max64(b->round_rtt, b->last_rtt), a);
-  return queue > short_queue_ns(a) && queue >= tall_ns(b) / 2 && lost > 2 * b->random * all;
+  if (queue <= short_queue_ns(a)) return false;
+  double expected = b->random * all / cc->mss; /* two deviations more may still be chance */
+  return lost / cc->mss > expected + 2 * sqrt(expected);
 }
 
 static void weigh_random(const pl_cc *cc, bbr *b, const pl_cc_ack *a) {
@@ -199,8 +192,7 @@ static void weigh_random(const pl_cc *cc, bbr *b, const pl_cc_ack *a) {
     b->random -= b->random * (expected < 1 ? expected : 1) / 8;
     return;
   }
-  uint64_t low = tall_ns(b) > 2 * short_queue_ns(a) ? tall_ns(b) / 4 : short_queue_ns(a);
-  if (b->mode == STARTUP || b->mode == DRAIN || queue_ns(b->round_rtt, a) > low) b->tall_round = b->round;
+  if (b->mode == STARTUP || b->mode == DRAIN || queue_ns(b->round_rtt, a) > short_queue_ns(a)) b->tall_round = b->round;
   if (b->round - b->tall_round <= SETTLE_ROUNDS) return; /* may be from when the queue was not short */
   double share = (double)b->round_lost / all;
   b->random += ((share < RANDOM_MAX ? share : RANDOM_MAX) - b->random) / 8;
@@ -214,7 +206,7 @@ static void reduce(pl_cc *cc, bbr *b) {
 }
 
 static void meet_rival(bbr *b, const pl_cc_ack *a) {
-  uint64_t flight = pl_max64(a->prior_in_flight, b->round_flight);
+  uint64_t flight = pl_max64(pl_max64(a->prior_in_flight, b->round_flight), bdp(b, 1.0));
   b->curve = (pl_curve){0};
   bool again = b->rival_until && a->now_ns - b->rival_until < RIVAL_FIRST_NS; /* only the look around came between */
   b->window = again ? pl_max64(b->window, flight) : flight;
@@ -226,20 +218,23 @@ static void meet_rival(bbr *b, const pl_cc_ack *a) {
 
 /* The window beside a rival. */
 static void compete(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
-  if (a->lost && b->round - b->cut_round >= 2 && overflowed(b, a)) {
+  if (a->lost && b->round - b->cut_round >= 2 && overflowed(cc, b, a)) {
     reduce(cc, b);
     return;
   }
   if (b->round - b->cut_round >= 1 && a->prior_in_flight + a->prior_in_flight / 3 >= b->window)
     b->window = pl_curve_grow(&b->curve, b->window, cc->mss, a);
-  if (a->round_start && queue_ns(b->last_rtt, a) < short_queue_ns(a) / 2) b->window = pl_max64(b->window, bdp(b, 1.0));
+  /* What was reduced although the loss was random is given back at once. */
+  if (a->round_start && b->random > RANDOM_SEEN && queue_ns(b->last_rtt, a) < short_queue_ns(a)) b->window = pl_max64(b->window, bdp(b, 1.0));
 }
 
 static void end_round(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
   b->round++;
   bool bounded = weigh_loss(cc, b);
-  note_queue(b, a);
   weigh_random(cc, b, a);
+  if (b->full && b->mode != DRAIN && !b->round_lost) b->settled = true;
+  bool empty = queue_ns(b->round_rtt, a) < a->min_rtt_ns / 32 + PL_NS_PER_MS / 10;
+  b->empty_rounds = empty && b->round_rtt != UINT64_MAX ? b->empty_rounds + 1 : 0;
   check_full(b);
   if (b->mode == UP && b->inflight_hi != UINT64_MAX && !bounded && b->round_flight >= b->inflight_hi / 8 * 7)
     b->inflight_hi += b->inflight_hi / 2; /* the bound was reached without loss: there is room */
@@ -273,7 +268,8 @@ static void advance(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
       if (b->full) enter(b, DRAIN, a->now_ns);
       break;
     case DRAIN:
-      if (a->in_flight <= bdp(b, 1.0)) enter(b, CRUISE, a->now_ns);
+      if (a->in_flight > bdp(b, 1.0)) break;
+      enter(b, CRUISE, a->now_ns);
       break;
     case CRUISE:
       if (spent < b->phase_len) break;
@@ -287,7 +283,10 @@ static void advance(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
         enter(b, DOWN, a->now_ns);
       break;
     case RIVAL:
-      if (a->now_ns >= b->rival_until) enter(b, DRAIN, a->now_ns);
+      if (b->empty_rounds >= EMPTY_ROUNDS)
+        enter(b, CRUISE, a->now_ns); /* a rival would have filled it again */
+      else if (a->now_ns >= b->rival_until)
+        enter(b, DRAIN, a->now_ns);
       break;
     case DOWN:
       if (a->in_flight <= bdp(b, 1.0) || spent >= 2 * b->phase_len) enter(b, CRUISE, a->now_ns);
@@ -377,7 +376,8 @@ static void bbr_on_ack(pl_cc *cc, const pl_cc_ack *a) {
   }
   update_min_rtt(cc, b, a);
   if (a->round_start) end_round(cc, b, a);
-  if (a->lost && (b->mode == CRUISE || b->mode == UP || b->mode == DOWN) && overflowed(b, a)) {
+  bool probing = b->mode == CRUISE || b->mode == UP || b->mode == DOWN;
+  if (a->lost && probing && b->settled && overflowed(cc, b, a)) {
     meet_rival(b, a);
     reduce(cc, b);
   } else if (b->mode == RIVAL) {
