@@ -1,6 +1,6 @@
 """Many flows through one relay at once: how much passes, how fairly it is shared, and what the relay adds to a round trip.
 
-    python bench/net/flows.py [--flows 10] [--seconds 4] [--runs 3] [--json FILE]
+    python bench/net/flows.py [--flows 10] [--seconds 4] [--runs 3] [--relay-rate 1250000000] [--json FILE]
 
 Two hosts reach only a third, where the beacon is (veth, MTU 1500). Each flow is a stream between two nodes of its own, one on
 each host, in processes of their own; all send at once. Counted in the same stretch of time: the sum, and the largest share over
@@ -144,11 +144,12 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--relay-rate", default="1250000000", help="of the beacon: bytes per second that one node may relay")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     runs: list[dict[str, Any]] = []
     with beds.apart() as (bed, a, b, r):
-        rendezvous = Rendezvous(bed, r)
+        rendezvous = Rendezvous(bed, r, "-relay-rate", options.relay_rate)
         latency = added_us(a, b, r)
         flows = [Flow(bed, a, b, rendezvous, i) for i in range(options.flows)]
         for flow in flows:
