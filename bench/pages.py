@@ -47,12 +47,14 @@ def number(x: float) -> str:
     return f"{x:.0f}" if abs(x) >= 1000 else f"{x:.3g}"
 
 
-def headline(result: dict[str, Any]) -> str:
+def headlines(result: dict[str, Any]) -> list[str]:
+    """The machine, then each run: a table may hold parts of several."""
     m = result["machine"]
-    return (
-        f"{m['cpu']}, {m['cores']} cores, VAES {'yes' if m['vaes'] else 'no'}, Linux {m['kernel']}, Python {m['python']}, "
-        f"commit {m['commit']}, load at the end {m['load'][0]}; {result['begun']}, {result['took_s']} s, `{result['command']}`"
-    )
+    lines = [f"{m['cpu']}, {m['cores']} cores, VAES {'yes' if m['vaes'] else 'no'}, Linux {m['kernel']}, Python {m['python']}"]
+    for run in result["runs"]:
+        m = run["machine"]
+        lines.append(f"{run['begun']}, {run['took_s']} s, commit {m['commit']}, load at the end {m['load'][0]}: {run['command']}")
+    return lines
 
 
 # ---- Markdown ----
@@ -63,7 +65,7 @@ def table(head: list[str], lines: list[list[str]]) -> list[str]:
 
 
 def markdown(result: dict[str, Any], baseline: dict[str, float]) -> str:
-    out = ["# Benchmark results", "", headline(result), ""]
+    out = ["# Benchmark results", "", *(f"* {line}" for line in headlines(result)), ""]
     out += ["Medians of interleaved runs (minimum-maximum); docs/benchmarks.md explains them."]
     lines = [[g.text, number(g.value) if g.value is not None else "", f"{g.op} {g.limit:g}", g.verdict] for g in goals(result)]
     out += ["", "## Goals", "", *table(["goal", "value", "wanted", ""], lines)]
@@ -120,7 +122,7 @@ def plot(unit: str, rows: list[dict[str, Any]]) -> str:
 
 
 def html(result: dict[str, Any], baseline: dict[str, float]) -> str:
-    body = [f"<h1>Benchmark results</h1><p>{escape(headline(result))}</p>"]
+    body = ["<h1>Benchmark results</h1><ul>", *(f"<li>{escape(line)}" for line in headlines(result)), "</ul>"]
     body.append("<p>Medians; lines from the minimum to the maximum, or to the 99th percentile of times.</p>")
     body.append("<h2>Goals</h2><table><tr><th>goal<th>value<th>wanted<th></tr>")
     for goal in goals(result):

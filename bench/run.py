@@ -67,11 +67,16 @@ def measure(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
         with record.attempt(name, "all"):
             PARTS[name](record, plan)
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    return {
-        "machine": machine.describe(),
+    here = machine.describe()
+    run = {
+        "machine": here,
         "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun)),
         "took_s": round(time.time() - begun),
         "command": " ".join(["bench/run.py", *sys.argv[1:]]),
+    }
+    return {
+        "machine": here,
+        "runs": [run],
         "rows": record.as_rows(),
         "missing": record.missing,
         "limits": record.limits,
@@ -82,18 +87,14 @@ def combined(files: list[Path]) -> dict[str, Any]:
     """One result out of the raw files of several runs of different parts; of a figure in two of them, the later file counts."""
     results = [json.loads(path.read_text()) for path in files]
     rows = {(row["scenario"], row["contender"], row["metric"]): row for result in results for row in result["rows"]}
-    out: dict[str, Any] = dict(results[0]) | {"rows": list(rows.values())}
-    for key in ("missing", "limits"):
-        out[key] = [entry for result in results for entry in result[key]]
-    out["took_s"] = sum(result["took_s"] for result in results)
-    out["command"] = "; ".join(result["command"] for result in results)
-    return out
+    out: dict[str, Any] = {"machine": results[0]["machine"], "rows": list(rows.values())}
+    return out | {key: [entry for result in results for entry in result[key]] for key in ("runs", "missing", "limits")}
 
 
 def write(result: dict[str, Any], baseline: dict[str, float], out: Path) -> None:
     """raw/TIME.json holds every sample, the others what people read."""
     (out / "raw").mkdir(parents=True, exist_ok=True)
-    stamp = result["begun"].replace(":", "").replace("-", "")
+    stamp = result["runs"][-1]["begun"].replace(":", "").replace("-", "")
     (out / "raw" / f"{stamp}.json").write_text(json.dumps(result))
     (out / "results.json").write_text(json.dumps(pages.summary(result), indent=1) + "\n")
     (out / "results.md").write_text(pages.markdown(result, baseline))
