@@ -43,7 +43,7 @@ ROLES: dict[str, tuple[str, str, str, str]] = {
 }
 PATHS = (DIRECT, PUNCHED, RELAYED)
 FULL = os.environ.get("PILOT_INTEROP") == "full"
-AT_ONCE = int(os.environ.get("PILOT_INTEROP_JOBS", "4"))
+AT_ONCE = int(os.environ.get("PILOT_INTEROP_JOBS", "5"))
 OLDER = ("info", "handshake-approve", "ping", "send-message-text", "send-file-1K", "restart-peer")
 UNTRUSTED = {"handshake-reject", "trust-required", "public", "handshake-approve"}
 
