@@ -347,13 +347,16 @@ class KeyExchange:
             self.stats.weak_key += 1
             return
         self.stats.installed += 1
-        self._reply(peer, addr, relayed, now)  # first: the peer needs our key to open what follows
         if peer.live is None:
+            # Before our answer leaves: what the peer sends when it has that may come faster than the next command of ours, and a
+            # datagram is not repeated. What waits here for the peer waited with a PILA of ours on the way.
             peer.live = session
             self._out.append(
                 InstallKey(peer.node, session.key, session.key_id, session.caps, False, not relayed)
             )
+            self._reply(peer, addr, relayed, now)
         else:
+            self._reply(peer, addr, relayed, now)  # first: the peer needs our key to open the probes
             self._out += proof.start(peer, session, None if relayed else addr)
             self._step_proof(peer, now)
         if peer.next_send is not None:

@@ -356,3 +356,14 @@ def test_nothing_happens_without_a_number(b: Side) -> None:
     fresh.frame(b.pila(), ADDR_B, False, 0, 0.0)
     fresh.no_session(B, ADDR_B, False, 0.0)
     assert not fresh.take() and fresh.deadline() is None
+
+
+def test_the_key_is_in_force_before_the_answer_leaves(a: Side, b: Side) -> None:
+    """The peer may send the moment it has our answer, and a datagram that nobody can open yet is lost."""
+    b.machine.want(A, 0.0)
+    b.take(object)
+    b.machine.peer_key(A, a.identity.public_key, 0.0)
+    b.machine.frame(a.pila(), ADDR_A, False, 0, 1.0)
+    kinds = [type(action) for action in b.machine.take()]
+    sends = [kinds.index(k) for k in (act.SendTo, act.SendRelay) if k in kinds]
+    assert sends and kinds.index(act.InstallKey) < min(sends)
