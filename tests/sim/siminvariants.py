@@ -60,6 +60,8 @@ class Flow:
     def tick(self) -> None:
         """Looks and sends."""
         now = self.net.world.now
+        if not self._back and self.conn not in self.a.open:
+            self._dialled = (self._dialled[0], self.b.starts)  # whichever process takes the dial
         self._watch_oracle(now)
         self._read()
         self._watch_end(now)
