@@ -20,7 +20,7 @@ from simtrouble import Trouble
 TICK_S = 0.25
 MEND_S = 135.0  # after the last trouble: it ends by itself within 15 s, then recovery
 CALM_S = 30.0
-QUIET_PER_MINUTE = 90  # datagrams of one node per peer when applications are silent: two beacons, each with a punch for both sides
+QUIET_PER_MINUTE = 90  # datagrams of one node per peer when applications are silent: two beacons, punches of both sides
 
 
 def play(seed: int, minutes: float) -> Net:
