@@ -5,7 +5,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 export PILOT_VENV := $(VENV)
 
-.PHONY: help setup test-setup demo test interop sim lossy test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages bench-relay
+.PHONY: help setup test-setup demo test interop interop-full sim lossy test-c test-python test-asan fuzz nat-report lint wheel clean bench bench-setup bench-quick bench-smoke bench-check bench-outages bench-relay
 
 help:
 	@echo "make demo         set up, then run a rendezvous and two agents on loopback and show them talk"
@@ -14,7 +14,7 @@ help:
 	@echo "make test-c       C unit tests             make test-asan  the same under ASan and UBSan"
 	@echo "make test-python  Python tests             make fuzz       each fuzz target for FUZZ_SECONDS (10)"
 	@echo "make sim          SIM_SEEDS (1000) random networks on virtual time, from seed SIM_FIRST (1), SIM_MINUTES (1) of trouble each"
-	@echo "make interop      the published programs with ours, every operation and role"
+	@echo "make interop      the published programs with ours, every operation, role and path; interop-full: also 200 MB files"
 	@echo "make lossy        files to and from a published daemon over a lossy line, against two published ones (LOSSY_ARGS)"
 	@echo "make nat-report   connections through every pair of NATs, measured (root, half an hour; ROUNDS, CELLS, PARTS)"
 	@echo "make lint         ruff and mypy            make wheel      sdist and wheel, tried outside the tree"
