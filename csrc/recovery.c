@@ -20,6 +20,7 @@ void pl_recovery_reset(pl_stream *s, uint64_t now) {
   s->rack_rtt_ns = 0;
   s->reo_mult = 1;
   s->reo_recoveries = 0;
+  s->fast_cwnd = PL_FAST_CWND;
   s->reordering = false;
   s->in_recovery = s->rto_recovery = s->force_rtx = s->tlp_out = false;
   s->undo_valid = false;
@@ -72,6 +73,7 @@ static void enter_recovery(pl_stream *s, uint64_t now) {
   s->undo_count = 0;
   s->undo_valid = true;
   s->n_fast_retx++;
+  s->fast_cwnd = s->fast_cwnd / 2 > PL_FAST_CWND_MIN ? s->fast_cwnd / 2 : PL_FAST_CWND_MIN;
   s->cc.ops->on_congestion(&s->cc, s->in_flight, now);
 }
 

@@ -159,6 +159,7 @@ void pl_stream_try_fin(pl_stream *s, uint64_t now) {
 /* The wait for acknowledgements is over: what was never sent is given up, FIN follows what was. */
 static void linger_over(pl_stream *s, uint64_t now) {
   s->end = s->nxt;
+  pl_send_count(s);
   if (s->fin_sent || s->state != PL_ST_ESTABLISHED) return;
   s->fin_sent = s->fin_due = true;
   s->fin_off = s->nxt;

@@ -24,6 +24,7 @@ typedef struct pl_stream pl_stream;
 typedef struct pl_budget {
   uint64_t used, limit;
   struct pl_budget *parent; /* what is used here counts there too; NULL = none */
+  uint32_t senders;         /* of the streams: have bytes that are not acknowledged */
 } pl_budget;
 static inline void pl_budget_take(pl_budget *b, uint64_t bytes) {
   for (; b; b = b->parent) b->used += bytes;

@@ -149,6 +149,7 @@ static void take_cumulative(pl_stream *s, uint64_t ack, ack_news *n, uint64_t no
     s->last_byte = pl_byte_ring_at(&s->snd, to - 1);
     s->una = to;
     s->dup_run = 0;
+    pl_send_count(s);
     if (s->una == s->end) {
       s->snd.base = s->end;
       pl_stream_trim_later(s, now);
@@ -215,6 +216,7 @@ static void report(pl_stream *s, const ack_news *n, uint64_t lost, uint64_t prio
     if (l->delivered >= s->next_round) {
       s->next_round = s->delivered;
       a.round_start = true;
+      if (!s->in_recovery && s->fast_cwnd < PL_FAST_CWND) s->fast_cwnd += s->fast_cwnd / 256;
     }
     a.app_limited = l->app_limited;
     uint64_t interval = pl_max64(l->sent_ns - l->first_tx_ns, now - l->delivered_ns);

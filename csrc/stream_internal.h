@@ -29,7 +29,8 @@
 #define PL_RTO_GIVE_UP 8u
 #define PL_FIN_TRIES 6u
 #define PL_FAST_RTT_NS PL_NS_PER_MS    /* below it: no pacing, and cwnd not under PL_FAST_CWND */
-#define PL_FAST_CWND (256u * 1024u)
+#define PL_FAST_CWND (1024u * 1024u)   /* of all streams of a peer together, shared evenly */
+#define PL_FAST_CWND_MIN (32u * 1024u)
 #define PL_IDLE_TRIM_NS PL_NS_PER_S
 
 #define PL_SEG_NONE UINT32_MAX
@@ -104,6 +105,8 @@ struct pl_stream {
   uint64_t fin_off;        /* offset our FIN stands at, when fin_sent */
   uint8_t last_byte;       /* the one before una: resent to probe a closed window */
   bool want_write;
+  uint32_t fast_cwnd;      /* all senders' share of a short path: PL_FAST_CWND, halved by each loss episode and slowly regained */
+  bool sending;            /* counted among the senders of the budget */
   bool short_held;         /* a short tail waits for acknowledgements */
   uint32_t mss;            /* of the path; the peer's limits apply on top */
   pl_seg *segs;
@@ -188,6 +191,7 @@ uint32_t pl_send_mss(const pl_stream *s); /* largest segment to form now */
 uint32_t pl_send_unacked_max(const pl_stream *s);
 uint64_t pl_send_limit(const pl_stream *s); /* bytes that may be held now, unacknowledged and unsent */
 void pl_send_drop_all(pl_stream *s); /* forgets everything unacknowledged and unsent */
+void pl_send_count(pl_stream *s);    /* after una or end has moved */
 void pl_send_trim(pl_stream *s);     /* frees buffers of an idle send side */
 void pl_send_update_pacing(pl_stream *s);
 

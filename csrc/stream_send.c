@@ -16,8 +16,20 @@
 
 static uint64_t window_bytes(const pl_stream *s) {
   uint64_t w = s->cc.cwnd;
-  if (s->srtt_ns && s->srtt_ns < PL_FAST_RTT_NS && !s->rto_count) w = pl_max64(w, PL_FAST_CWND);
-  return w;
+  if (!s->srtt_ns || s->srtt_ns >= PL_FAST_RTT_NS || s->rto_count) return w;
+  uint32_t senders = s->cfg.budget && s->cfg.budget->senders ? s->cfg.budget->senders : 1;
+  return pl_max64(w, pl_max64(s->fast_cwnd / senders, PL_FAST_CWND_MIN));
+}
+
+void pl_send_count(pl_stream *s) {
+  bool now = s->una != s->end;
+  if (now == s->sending) return;
+  s->sending = now;
+  if (!s->cfg.budget) return;
+  if (now)
+    s->cfg.budget->senders++;
+  else
+    s->cfg.budget->senders--;
 }
 
 static uint64_t held(const pl_stream *s) { return s->end - s->una; }
@@ -69,6 +81,7 @@ int64_t pl_stream_write(pl_stream *s, const uint8_t *data, size_t len) {
   if (n) {
     pl_byte_ring_put(&s->snd, s->end, data, n);
     s->end += n;
+    pl_send_count(s);
   }
   if (n < len) s->want_write = true;
   return (int64_t)n;
@@ -92,6 +105,7 @@ void pl_stream_commit(pl_stream *s, size_t len) {
   if (!can_write(s)) return;
   uint64_t room = s->snd.cap - held(s);
   s->end += len < room ? len : room;
+  pl_send_count(s);
 }
 
 void pl_send_trim(pl_stream *s) {
@@ -112,6 +126,7 @@ void pl_send_drop_all(pl_stream *s) {
   s->cut_seg = PL_SEG_NONE;
   s->una = s->end = s->nxt;
   s->snd.base = s->end;
+  pl_send_count(s);
   s->tlp_due = s->probe_due = false;
   s->at[PL_T_RTX] = s->at[PL_T_REORDER] = s->at[PL_T_PACE] = s->at[PL_T_PROBE] = s->at[PL_T_LINGER] = PL_NEVER;
 }

@@ -519,6 +519,44 @@ static void memory_follows_reader(void) {
   }
 }
 
+/* On a path this short a window is always open, but the streams of a peer share it: what is out together does not grow with their number. */
+static void short_path_is_shared(void) {
+  enum { MANY = 32 };
+  pl_stream_cfg c = cfg();
+  pl_synopt mine = sim_opt();
+  mine.window_shift = 10;
+  uint8_t option[PL_SYNOPT_SIZE];
+  pl_synopt_write(option, &mine);
+  static uint8_t data[1 << 18];
+  pl_stream *s[MANY];
+  uint64_t out = 0, alone = 0;
+  for (unsigned i = 0; i < MANY; i++) {
+    s[i] = pl_stream_dial(&c, 1000, 1400, &mine, S);
+    pl_stream_release(s[i], S);
+    CHECK(only(s[i], S).flags == PL_FLAG_SYN);
+    CHECK(give(s[i], PL_FLAG_SYN | PL_FLAG_ACK, 0, 1001, 65535, option, sizeof option, S + MS / 10) & PL_SEV_OPENED);
+    if (i == 0) {
+      while (pl_stream_write(s[0], data, sizeof data) > 0 && pl_stream_unacked(s[0]) < 2u << 20) {
+      }
+      pl_stream_out o;
+      while (pl_stream_next(s[0], S + MS / 10, &o)) alone += o.n1 + o.n2;
+      pl_stream_abort(s[0], S + MS / 10);
+      pl_stream_free(s[0]);
+      s[0] = NULL;
+    }
+  }
+  CHECK(alone > 900u << 10 && alone <= 1u << 20);
+  for (unsigned i = 1; i < MANY; i++) CHECK(pl_stream_write(s[i], data, sizeof data) > 0);
+  CHECK(budget.senders == MANY - 1);
+  for (unsigned i = 1; i < MANY; i++) {
+    pl_stream_out o;
+    while (pl_stream_next(s[i], S + MS / 10, &o)) out += o.n1 + o.n2;
+  }
+  CHECK(out <= 3u << 20); /* each has its first window, whatever the path */
+  for (unsigned i = 1; i < MANY; i++) pl_stream_free(s[i]);
+  CHECK(budget.used == 0 && budget.senders == 0);
+}
+
 /* The memory limit of the whole engine holds back windows, and everything still arrives. */
 static void short_of_memory(void) {
   sim m;
@@ -642,6 +680,7 @@ int main(void) {
   slow_reader(true);
   slow_reader(false);
   memory_follows_reader();
+  short_path_is_shared();
   short_of_memory();
   const char *one = getenv("PL_SEED");
   if (one) {

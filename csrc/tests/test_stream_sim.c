@@ -160,6 +160,7 @@ int main(void) {
       {"bbr own 10 Mbit/s 20 ms", "bbr", true, 10 * MBIT, 100000, 20 * PL_NS_PER_MS, 0, 8u << 20, 1152, 0.85},
       {"bbr own 1 Gbit/s 30 ms 2 % loss", "bbr", true, 1000 * MBIT, 4000000, 30 * PL_NS_PER_MS, 0.02, 100u << 20, 1400, 0.80},
       {"bbr own 10 Gbit/s 0.2 ms", "bbr", true, 10000 * MBIT, 4000000, 200 * PL_NS_PER_US, 0, 200u << 20, 8000, 0.80},
+      {"bbr own 10 Gbit/s 0.2 ms, shallow queue", "bbr", true, 10000 * MBIT, 260000, 200 * PL_NS_PER_US, 0, 400u << 20, 8000, 0.80},
       {"cubic own 10 Gbit/s 0.2 ms", "cubic", true, 10000 * MBIT, 4000000, 200 * PL_NS_PER_US, 0, 200u << 20, 8000, 0.80},
       {"cubic plain 20 Mbit/s 20 ms", "cubic", false, 20 * MBIT, 100000, 20 * PL_NS_PER_MS, 0, 8u << 20, 1152, 0.80},
       {"bbr plain 20 Mbit/s 20 ms 2 % loss", "bbr", false, 20 * MBIT, 100000, 20 * PL_NS_PER_MS, 0.02, 8u << 20, 1152, 0.60},
