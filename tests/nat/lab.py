@@ -299,7 +299,8 @@ class Lab:
         if process.stdout.readline() != b"ready\n":
             raise RuntimeError("the link emulator did not start")
         for where, dev in ((self.core, core_if), (ns, name)):
-            where.ip_cmd("link", "set", dev, "up")
+            # The line has its own queue: 500 packets in front of it overflow whenever the emulator waits for a core.
+            where.ip_cmd("link", "set", dev, "txqueuelen", "5000", "up")
 
     def readdress(self, ns: Namespace, dev: str, old: str, new: str) -> None:
         """Gives an uplink another public address."""
