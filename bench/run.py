@@ -64,8 +64,12 @@ def measure(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
             record.note(name, "all", "out of time")
             continue
         start = time.monotonic()
-        with record.attempt(name, "all"):
-            PARTS[name](record, plan)
+        try:
+            with record.attempt(name, "all"):
+                PARTS[name](record, plan)
+        except SystemExit:  # told to stop: what was measured is written all the same
+            record.note(name, "all", "stopped before its end")
+            break
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     here = machine.describe()
     run = {
