@@ -163,6 +163,8 @@ class World:
             assert reply == {"status": "sent", "node_id": y.number}
         for x, y in ((a, b), (b, a)):
             await until(lambda x=x, y=y: x.node.trust.store.is_trusted(y.number), "trust on both sides")  # type: ignore[misc]
+            # The data plane opens its door once the store is on the disk; until then it drops what the peer sends.
+            await until(lambda x=x, y=y: (x.node.plane.peer_info(y.number) or {}).get("trusted"), "an open door")  # type: ignore[misc]
 
     async def close(self) -> None:
         for agent in self.agents:
