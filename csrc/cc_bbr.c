@@ -6,10 +6,11 @@
  * some of it together with a standing queue, is congestion, and then the model is bounded from above (`bw_lo`, `inflight_hi`)
  * until a later probe finds room.
  *
- * Beside flows that fill the queue until it overflows, which is what TCP does, such a model takes too much of a short queue and too little
- * of a long one. So while there is a rival the window follows the rival's own rule (RIVAL: the curve of CUBIC, reduced when the queue
- * overflows), and pacing only smooths it. Signs of a rival: a queue that stands while this flow does not build one, or more loss while
- * there is a queue than while there is none. What is lost on a short queue is random and reduces nothing. From time to time the flow drains its own part of the queue and looks whether the rest stands. */
+ * Beside flows that fill the queue until it overflows, which is what TCP does, such a model takes too much of a short queue and too
+ * little of a long one. So while there is a rival the window follows the rival's own rule (RIVAL: the curve of CUBIC, reduced when the
+ * queue overflows), and pacing only smooths it. Signs of a rival: a queue that stands while this flow does not build one, or more loss
+ * while there is a queue than while there is none. What is lost on a short queue is random and reduces nothing. From time to time the
+ * flow drains its own part of the queue and looks whether the rest stands. */
 #include <assert.h>
 #include <math.h>
 
