@@ -328,8 +328,9 @@ class PathMachine:
             if c.addr[0] == addr[0] and not c.answered:
                 c.punched = True
         self._out.append(PunchTo(addr))
-        if self._retry_at is not None and not self.awaits_punch(now):
-            # The peer's attempt is as good as our own; the factor keeps the two from falling into step.
+        if self._retry_at is not None and not self.awaits_punch(now) and self.phase is not Phase.LOST:
+            # The peer's attempt is as good as our own; the factor keeps the two from falling into step. While nothing answers our
+            # own attempts have to come: they try the relays too, which the peer's do not.
             self._retry_at = max(self._retry_at, now + 1.25 * self._retry_gap)
         if not self.session:
             self._out.append(ExchangeAgain())
@@ -362,14 +363,18 @@ class PathMachine:
     def traffic(self, last_recv: float, last_send: float, packets_sent: int, now: float) -> bool:
         """The data plane's counters of this peer, while there is traffic twice a second. True: the deadline has moved."""
         was_busy = self.health.busy(now)
-        if self.health.gone(now, last_recv) and not (self.active and self.active.answered):
+        path = self.active
+        gone = self.health.gone(now, last_recv) and not (path and path.answered)
+        if gone:
             self._out.append(ResetStreams())
         silent = self.health.traffic(now, last_recv, last_send, packets_sent)
-        path = self.active
-        if silent and path and self.session and not path.waiting and now - path.last_sent > 0.8:
+        # Who is heard while nothing answers is there again, and knows a way.
+        heard = self.phase is Phase.LOST and last_recv > self.lost_at
+        ask = heard or (silent and not (path and path.waiting))
+        if ask and path and self.session and now - path.last_sent > 0.8:
             path.burst((0.0,), now)
             return True
-        return not was_busy and self.health.busy(now)
+        return gone or (not was_busy and self.health.busy(now))
 
     def network_changed(self, now: float) -> None:
         """Own addresses changed, or the host slept: every path is in doubt, all are tried again at once."""

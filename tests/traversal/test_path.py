@@ -326,6 +326,35 @@ def test_event_driven_retry() -> None:
     assert d.machine.active.addr == moved
 
 
+def test_a_peer_that_punches_does_not_keep_us_from_the_relay() -> None:
+    """Nothing answered for a while. The peer, whose relay works, asks for punches that fail: our own attempts, which include the
+    relay, must not be put off by each of them."""
+    d = Driver()
+    d.start()
+    d.run(200.0)
+    assert d.machine.phase is Phase.LOST
+    d.answers[(BEACON, True)] = 0.04
+    for _ in range(4):
+        d.machine.punch_command(PEER, d.now)
+        d.run(20.0)
+    assert d.machine.phase is Phase.RELAYED
+
+
+def test_a_peer_that_is_heard_is_asked_at_once() -> None:
+    d = Driver()
+    d.answers[(BEACON, True)] = 0.04
+    d.start()
+    d.run(10.0)
+    del d.answers[(BEACON, True)]
+    d.machine.want(d.now, 300.0)
+    d.run(200.0)
+    assert d.machine.phase is Phase.LOST
+    d.answers[(BEACON, True)] = 0.04
+    assert d.machine.traffic(d.now, d.now, 1000, d.now)
+    d.run(0.1)
+    assert d.machine.phase is Phase.RELAYED
+
+
 def test_foreign_peer_answers_through_the_beacon_first() -> None:
     """Other implementations answer relayed until three direct frames came: the probes go on until then."""
     d = Driver()
