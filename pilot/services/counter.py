@@ -9,7 +9,6 @@ from pilot.services.stream import OverlayStream, StreamHub
 from pilot.wire.services import PORT_COUNTER
 
 READ_BYTES = 1 << 20
-SAY_BYTES = 4 << 20  # a count at the latest after so many bytes
 
 
 def start(hub: StreamHub) -> None:
@@ -20,9 +19,7 @@ def start(hub: StreamHub) -> None:
 async def serve(stream: OverlayStream) -> None:
     """One stream, until the peer ends it."""
     buffer = bytearray(READ_BYTES)
-    total = said = 0
+    total = 0
     while n := await stream.read_into(buffer):
         total += n
-        if n < READ_BYTES or total - said >= SAY_BYTES:  # it has read what there was, or a while has passed
-            said = total
-            await stream.write(total.to_bytes(8, "big"))
+        await stream.write(total.to_bytes(8, "big"))  # each time: after a full buffer nothing more may come

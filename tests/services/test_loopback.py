@@ -136,6 +136,25 @@ async def test_the_counter_says_how_much_came(nodes: tuple[Node, Node]) -> None:
     stream.close()
 
 
+async def test_the_counter_answers_a_full_buffer_that_is_the_last() -> None:
+    """Nothing more may come after it, and the other side waits for the total."""
+
+    class Stream:
+        def __init__(self) -> None:
+            self.sizes = [counter.READ_BYTES, 5, counter.READ_BYTES, 0]
+            self.said: list[int] = []
+
+        async def read_into(self, buffer: bytearray) -> int:
+            return self.sizes.pop(0)
+
+        async def write(self, data: bytes) -> None:
+            self.said.append(int.from_bytes(data, "big"))
+
+    stream = Stream()
+    await counter.serve(stream)  # type: ignore[arg-type]
+    assert stream.said == [counter.READ_BYTES, counter.READ_BYTES + 5, 2 * counter.READ_BYTES + 5]
+
+
 async def test_strangers_reach_the_handshake_and_nothing_else(nodes: tuple[Node, Node], tmp_path: Path) -> None:
     a, b = nodes
     introduce(a, b, trust=False)
