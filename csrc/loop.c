@@ -44,6 +44,7 @@ static void signal_fd(int fd) {
 
 static void send_all(pl_tx *tx, void *ctx) {
   pl_loop *l = ctx;
+  l->moved += tx->used;
   if (l->udp.fd >= 0) pl_udp_send(&l->udp, tx);
   pl_tx_reset(tx);
 }
@@ -121,6 +122,7 @@ size_t pl_loop_receive(pl_loop *l) {
     }
     if (!l->udp.more) break;
   }
+  l->moved += bytes;
   if (bytes >= PL_BULK_BYTES) l->bulk_ns = pl_loop_clock_ns();
   return bytes;
 }
@@ -151,9 +153,13 @@ static void *run(void *arg) {
   pl_loop *l = arg;
   struct epoll_event ev[WAIT_EVENTS];
   prctl(PR_SET_TIMERSLACK, 1ul); /* pacing sleeps overshoot by 50 us otherwise */
-  uint64_t until = 0;
+  pl_spin spin = {0};
+  uint64_t until = 0, awake = 0;
   for (;;) {
+    uint64_t begin = pl_loop_clock_ns();
+    if (awake) pl_spin_on(l->epoll_fd, pl_min64(until, begin + awake));
     int n = wait_for(l, ev, until);
+    uint64_t waited = pl_loop_clock_ns() - begin;
     pl_loop_enter(l);
     l->sleeping = false;
     l->wakeups++;
@@ -161,6 +167,8 @@ static void *run(void *arg) {
     if (l->udp_leased && !l->leading && pl_loop_clock_ns() >= l->lease_ns) pl_loop_watch_udp(l, true);
     dispatch(l, ev, n > 0 ? n : 0);
     pl_loop_settle(l);
+    pl_spin_note(l, &spin, waited, n > 0);
+    awake = l->udp_leased ? 0 : pl_spin_limit(l, &spin);
     until = l->udp.more ? 0 : pl_loop_deadline(l);
     if (l->udp_leased) until = pl_min64(until, pl_max64(l->lease_ns, pl_loop_clock_ns() + PL_LEASE_LOOK_NS));
     l->sleep_until_ns = until;
@@ -180,6 +188,7 @@ void pl_loop_cfg_default(pl_loop_cfg *cfg) {
   cfg->local_listen_fd = -1;
   cfg->max_clients = 1024;
   cfg->socket_buffer = 8u << 20;
+  cfg->spin_us = 200;
   cfg->use_gso = cfg->use_gro = true;
 }
 
@@ -219,6 +228,7 @@ int pl_loop_new(const pl_loop_cfg *cfg, pl_loop **out) {
   pl_loop *l = calloc(1, sizeof *l);
   if (!l) return PL_ENOMEM;
   l->epoll_fd = l->wake_fd = l->event_fd = l->udp.fd = -1;
+  l->spin_ns = (cfg->spin_us < 1000 ? cfg->spin_us : 1000) * PL_NS_PER_US;
   pthread_mutex_init(&l->main, NULL);
   pthread_mutex_init(&l->next, NULL);
   int r = set_up(l, cfg);

@@ -17,6 +17,7 @@ typedef struct pl_loop_cfg {
   int local_listen_fd;     /* listening Unix socket, non-blocking, or -1; the loop owns it from now on */
   uint32_t max_clients;    /* 1024 */
   uint32_t socket_buffer;  /* SO_RCVBUF / SO_SNDBUF asked for, bytes; 8 MiB */
+  uint32_t spin_us;        /* the longest that a conversation of small messages is waited for without sleep; 0 = never, at most 1000 */
   bool use_gso, use_gro;   /* false: sendmmsg / recvmmsg without offload */
 } pl_loop_cfg;
 void pl_loop_cfg_default(pl_loop_cfg *cfg);

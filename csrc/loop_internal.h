@@ -19,6 +19,12 @@ enum { KIND_UDP = 16, KIND_WAKE = 17 };
 
 typedef struct pl_waiter pl_waiter;
 
+/* What one who waits has seen lately (loop_spin.c). */
+typedef struct pl_spin {
+  unsigned soon;  /* turns in a row of a conversation of small messages */
+  uint64_t moved; /* l->moved when the last turn ended */
+} pl_spin;
+
 struct pl_loop {
   pthread_mutex_t main, next;
   pthread_t thread;
@@ -34,6 +40,8 @@ struct pl_loop {
   pl_engine *engine;
   pl_local *local;
   uint64_t wakeups;
+  uint64_t spin_ns;          /* the longest wait without sleep */
+  uint64_t moved;            /* bytes received and sent */
   pl_local_stats last_local; /* what the clients' counters were when they were stopped */
 
   /* loop_wait.c */
@@ -42,6 +50,7 @@ struct pl_loop {
   bool udp_leased;       /* the data thread does not look at the socket: it is a caller's until lease_ns */
   bool hot;              /* the last wait was short: the next one may lead */
   uint64_t lease_ns;
+  pl_spin lead_spin;     /* of whoever leads */
   uint64_t bulk_ns;      /* when the socket last brought so much that callers should not lead */
 };
 
@@ -52,6 +61,11 @@ size_t pl_loop_receive(pl_loop *l);            /* one turn at the socket; bytes 
 uint64_t pl_loop_deadline(const pl_loop *l);
 void pl_loop_hurry(pl_loop *l, uint64_t at_ns); /* the data thread wakes up by then */
 void pl_loop_watch_udp(pl_loop *l, bool watch);  /* in the data thread's epoll */
+
+/* With the lock, after a wait: how long it was, and whether something came. */
+void pl_spin_note(pl_loop *l, pl_spin *s, uint64_t waited_ns, bool served);
+uint64_t pl_spin_limit(const pl_loop *l, const pl_spin *s); /* with the lock: how long the next wait may be awake, 0 = not at all */
+void pl_spin_on(int fd, uint64_t until_ns);                 /* without it: until fd is readable, or then */
 
 void pl_loop_wait_init(pl_loop *l);
 void pl_loop_wake_all(pl_loop *l);

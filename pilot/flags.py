@@ -34,6 +34,16 @@ def parse_duration(text: str) -> float:
     raise ValueError("want a duration such as 30s, 2m or 500ms")
 
 
+def parse_spin(text: str) -> float | None:
+    """Seconds from a duration of at most 1 ms, None from `auto`."""
+    if text == "auto":
+        return None
+    seconds = parse_duration(text)
+    if seconds > 0.001:
+        raise ValueError("want auto, 0 (never), or a duration of at most 1ms")
+    return seconds
+
+
 def parse_bool(text: str) -> bool:
     """`true/false`, `1/0`, `t/f`, `yes/no`, in any case."""
     low = text.lower()

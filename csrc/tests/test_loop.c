@@ -1,7 +1,7 @@
 /* The data thread on real sockets: two loops on loopback, a control thread beside each, client programs in threads of their own. */
 #include "check.h"
 #include "local.h"
-#include "loop.h"
+#include "loop_internal.h"
 #include "wire.h"
 
 #include <errno.h>
@@ -553,12 +553,53 @@ static void test_life(void) {
   pl_loop_free(l);
 }
 
+/* What makes a conversation, and what ends it. */
+static void test_spin(void) {
+  pl_loop *l = calloc(1, sizeof *l);
+  CHECK(l);
+  const uint64_t limit = 200 * PL_NS_PER_US, short_wait = limit / 10;
+  pl_spin s = {0};
+  l->spin_ns = limit;
+  for (int i = 0; i < 3; i++) {
+    CHECK(pl_spin_limit(l, &s) == 0);
+    l->moved += 200;
+    pl_spin_note(l, &s, short_wait, true);
+  }
+  CHECK(pl_spin_limit(l, &s) == limit);
+  pl_spin_note(l, &s, short_wait, false); /* a deadline */
+  CHECK(pl_spin_limit(l, &s) == limit);
+  pl_spin_note(l, &s, limit, false); /* in vain */
+  CHECK(pl_spin_limit(l, &s) == 0);
+  for (int i = 0; i < 9; i++) { /* a paced stream */
+    l->moved += 1400;
+    pl_spin_note(l, &s, short_wait, true);
+    CHECK(pl_spin_limit(l, &s) == 0);
+  }
+  for (int i = 0; i < 9; i++) pl_spin_note(l, &s, limit, true); /* answers that come late */
+  CHECK(pl_spin_limit(l, &s) == 0);
+  l->spin_ns = 0;
+  for (int i = 0; i < 9; i++) pl_spin_note(l, &s, 0, true);
+  CHECK(pl_spin_limit(l, &s) == 0);
+  free(l);
+
+  int fds[2];
+  CHECK(pipe(fds) == 0);
+  uint64_t start = now_ns();
+  pl_spin_on(fds[0], start + PL_NS_PER_MS);
+  CHECK(now_ns() - start >= PL_NS_PER_MS);
+  CHECK(write(fds[1], "x", 1) == 1);
+  pl_spin_on(fds[0], PL_NEVER);
+  close(fds[0]);
+  close(fds[1]);
+}
+
 int main(void) {
   setvbuf(stdout, NULL, _IONBF, 0);
   static const struct {
     const char *name;
     void (*run)(void);
   } tests[] = {{"life", test_life},
+               {"spin", test_spin},
                {"deadlines", test_deadlines},
                {"stop", test_stop},
                {"thousand connections", test_thousand_connections},

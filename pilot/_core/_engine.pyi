@@ -118,9 +118,11 @@ class DataPlane(EngineBase):
         congestion: str = "bbr",
         max_segment: int = 8192,
         socket_buffer: int = 8 << 20,
+        spin_us: int = 200,
         options: Mapping[str, int] | None = None,
     ) -> None:
-        """options: overrides by field name of pl_engine_cfg / pl_stream_cfg (e.g. "keepalive_ns", "max_conns", "syn_rate")."""
+        """spin_us: the longest that a conversation of small messages is waited for without sleep; 0 = never.
+        options: overrides by field name of pl_engine_cfg / pl_stream_cfg (e.g. "keepalive_ns", "max_conns", "syn_rate")."""
     def start(self) -> None: ...
     def stop(self) -> None:
         """Stops and joins the thread, closes all. Idempotent. Call it off the event loop (it may take a moment)."""

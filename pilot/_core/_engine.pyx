@@ -545,7 +545,7 @@ cdef class DataPlane(EngineBase):
         return 0
 
     def __cinit__(self, bind=("0.0.0.0", 0), *, bint gso=True, bint gro=True, str congestion="bbr", int max_segment=8192,
-                  uint32_t socket_buffer=8 << 20, options=None):
+                  uint32_t socket_buffer=8 << 20, uint32_t spin_us=200, options=None):
         cdef pl_loop_cfg cfg
         cdef int r
         pl_loop_cfg_default(&cfg)
@@ -553,6 +553,7 @@ cdef class DataPlane(EngineBase):
         configure(&cfg.engine, congestion, max_segment, os.urandom(32), options)
         cfg.local_listen_fd = -1
         cfg.socket_buffer = socket_buffer
+        cfg.spin_us = spin_us
         cfg.use_gso = gso
         cfg.use_gro = gro
         r = pl_loop_new(&cfg, &self.loop)

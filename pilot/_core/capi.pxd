@@ -201,7 +201,7 @@ cdef extern from "loop.h" nogil:
         pl_engine_cfg engine
         pl_addr bind
         int local_listen_fd
-        uint32_t max_clients, socket_buffer
+        uint32_t max_clients, socket_buffer, spin_us
         cbool use_gso, use_gro
     ctypedef struct pl_loop_stats:
         uint64_t recv_calls, recv_datagrams, send_calls, send_datagrams, send_errors, gso_fallbacks, wakeups

@@ -40,7 +40,7 @@ COMMANDS: dict[str, Command] = {
          "[--config <file>]", "[--email <address>]", "[--owner <address>]", "[--webhook <url>]", "[--networks <ids>]",
          "[--trust-auto-approve]", "[--trust-same-network]", "[--relay-only]", "[--no-encrypt]", "[--no-echo]",
          "[--no-dataexchange]", "[--no-eventstream]", "[--keepalive <duration>]", "[--idle-timeout <duration>]",
-         "[--congestion <name>]", "[--max-segment <bytes>]", "[--received-quota <size>]",
+         "[--congestion <name>]", "[--max-segment <bytes>]", "[--spin <time>]", "[--received-quota <size>]",
          "[--dataexchange-max-frame <size>]", "[--registry-tls]", "[--registry-trust <mode>]",
          "[--registry-fingerprint <hex>]", "[--transport <name>]", "[--proxy <url>]", "[--admin-token <token>]",
          "[--log-level <level>]", "[--log-format <text or json>]", "[--wait <duration>]", "[--foreground]", "[--dry-run]"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 READY = 15.0
 # Flags of the daemon that are handed on as they are; the others are decided by _command_line.
 _VALUES = (
-    "advertise-endpoint", "keepalive", "idle-timeout", "congestion", "max-segment", "received-quota",
+    "advertise-endpoint", "keepalive", "idle-timeout", "congestion", "max-segment", "spin", "received-quota",
     "dataexchange-max-frame", "registry-fingerprint", "registry-trust", "transport", "proxy",
 )  # fmt: skip
 _SWITCHES = ("trust-same-network", "relay-only", "no-echo", "no-dataexchange", "no-eventstream", "registry-tls")

@@ -52,6 +52,7 @@ class DaemonConfig:
     max_conns_total: int = 65536
     congestion: str = "bbr"
     max_segment: int = 8192
+    spin: float | None = None  # None: as the processors allow
     no_echo: bool = False
     no_dataexchange: bool = False
     no_eventstream: bool = False

@@ -35,6 +35,7 @@ from pilot.daemon.ipc import IpcServer
 from pilot.daemon.ipc_node import NodeCommands
 from pilot.daemon.ipc_streams import StreamCommands
 from pilot.daemon.names import Names
+from pilot.daemon.processors import own_processors
 from pilot.daemon.registration import Registration
 from pilot.daemon.rotation import Rotation
 from pilot.daemon.whereabouts import Whereabouts
@@ -63,6 +64,7 @@ log = logging.getLogger("pilot.node")
 ECHO_PORT = 7
 REORDER_SEGMENTS = 65536  # out-of-order segments held per stream, toward our own kind
 EVENT_BATCH = 512
+SPIN_US = 200
 DISCOVER_S = 3.0
 MEASURE_S = 1.5  # waited for the NAT class after registration
 LOOK_AGAIN_S = (0.3, 1.0, 3.5)  # after trust was granted; refusals of the registry are cached for 3 s
@@ -429,6 +431,7 @@ def _open_plane(config: DaemonConfig) -> DataPlane:
             config.listen,
             congestion=config.congestion,
             max_segment=config.max_segment,
+            spin_us=_spin_us(config),
             options={
                 "idle_timeout_ns": int(config.idle_timeout * 1e9),
                 "time_wait_ns": int(config.time_wait * 1e9),
@@ -440,6 +443,13 @@ def _open_plane(config: DaemonConfig) -> DataPlane:
     except OSError as error:
         text = error.strerror or str(error)
         raise PilotError("internal", f"tunnel socket: {text}", "choose another -listen") from None
+
+
+def _spin_us(config: DaemonConfig) -> int:
+    """Waiting awake pays only where the peer of the wait has a processor of its own."""
+    if config.spin is not None:
+        return round(config.spin * 1e6)
+    return SPIN_US if own_processors() >= 2 else 0
 
 
 def _traversal_config(config: DaemonConfig, plane: DataPlane) -> TraversalConfig:

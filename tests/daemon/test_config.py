@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pilot.daemon.config import DaemonConfig, load
-from pilot.daemon.flags import help_text, parse_duration, parse_size
+from pilot.daemon.flags import help_text, parse_duration, parse_size, parse_spin
+from pilot.daemon.processors import own_processors
 from pilot.errors import PilotError
 
 REG = ["-registry", "rv.example:9000"]
@@ -128,6 +129,24 @@ def test_units() -> None:
     for bad in ("", "s", "1x", "-1s", "1s "):
         with pytest.raises(ValueError, match="duration"):
             parse_duration(bad)
+
+
+def test_waiting_awake(tmp_path: Path) -> None:
+    assert load(REG, {}).spin is None
+    assert load([*REG, "-spin", "50us"], {}).spin == pytest.approx(50e-6)
+    assert load([*REG, "-spin", "0"], {}).spin == 0
+    for bad in ("2ms", "-1", "often"):
+        with pytest.raises(ValueError, match="want"):
+            parse_spin(bad)
+
+
+def test_processors(tmp_path: Path) -> None:
+    quota = tmp_path / "cpu.max"
+    mine = own_processors(quota)
+    assert mine >= 1
+    for text, want in (("max 100000", mine), ("50000 100000", 0.5), ("damaged", mine), ("1 0", mine)):
+        quota.write_text(text)
+        assert own_processors(quota) == want
 
 
 def test_config_is_frozen() -> None:

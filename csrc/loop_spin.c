@@ -1,0 +1,26 @@
+/* Waiting awake. A processor that has gone to sleep takes tens of microseconds to wake up, which in a conversation of small messages is most of
+ * the delay. So there, and only there, who waits for the answer polls for a while before it sleeps: a conversation is several turns in a row
+ * that moved few bytes and came soon. One wait in vain ends it. Every look gives the processor to whoever else wants it. */
+#include "loop_internal.h"
+
+#include <poll.h>
+#include <sched.h>
+
+#define SPIN_AFTER 3u     /* turns in a row that make a conversation */
+#define SPIN_BYTES 1024u  /* in and out in one turn; a paced stream moves more, and its delay is not worth a processor */
+
+void pl_spin_note(pl_loop *l, pl_spin *s, uint64_t waited_ns, bool served) {
+  uint64_t moved = l->moved - s->moved;
+  s->moved = l->moved;
+  if (moved > SPIN_BYTES || waited_ns >= l->spin_ns)
+    s->soon = 0;
+  else if (served && s->soon < SPIN_AFTER) /* woken by a deadline of our own: neither */
+    s->soon++;
+}
+
+uint64_t pl_spin_limit(const pl_loop *l, const pl_spin *s) { return s->soon >= SPIN_AFTER ? l->spin_ns : 0; }
+
+void pl_spin_on(int fd, uint64_t until_ns) {
+  struct pollfd p = {.fd = fd, .events = POLLIN};
+  while (poll(&p, 1, 0) == 0 && pl_loop_clock_ns() < until_ns) sched_yield();
+}
