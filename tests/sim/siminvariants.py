@@ -10,7 +10,7 @@ from simnet import Net
 from simnode import Inbox, SimNode
 
 from pilot.traversal.candidates import CandidateSet
-from pilot.traversal.path import PROBE_BURST, PROBE_RATE
+from pilot.traversal.path_race import PROBE_BURST, PROBE_RATE
 from pilot.traversal.path_actions import Phase
 
 REACH_S = 20.0  # bytes flow at the latest so long after a path exists
