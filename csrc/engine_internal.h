@@ -15,6 +15,7 @@
 #define PL_PEER_MEMORY (PL_MEMORY / 4)
 #define PL_PROBES 16u                /* pings without an answer, per peer; the oldest is overwritten */
 #define PL_KEY_RETIRE_NS (10 * PL_NS_PER_S)
+#define PL_KEY_WARM_NS (PL_NS_PER_S / 4) /* after its last use a key keeps its cipher context so long */
 #define PL_GRAVES 1024u              /* keys no longer in force whose counters are remembered */
 #define PL_REPLY_WINDOW_NS (300 * PL_NS_PER_S) /* after our dial the peer may reach ports 444 and 1001 */
 #define PL_PEER_IDLE_NS (300 * PL_NS_PER_S)    /* a stranger's peer entry lives this long without contact */
@@ -27,7 +28,10 @@
 /* One derived session key; both directions use it (transport.md 3.4). */
 typedef struct pl_key {
   uint64_t id;
-  pl_aead *aead;
+  uint8_t secret[32];
+  pl_aead *aead;       /* NULL when the key was not used of late: a context is many times as large as the key */
+  struct pl_key *warmer, *colder; /* those with a context, by last use */
+  uint64_t warmed_ns;
   uint32_t prefix;
   uint64_t counter;    /* last one sent; the first frame carries 1 */
   pl_replay replay;
@@ -85,6 +89,7 @@ typedef struct pl_owned_timer {
 typedef struct pl_peer {
   uint32_t node;
   bool trusted;
+  bool resting;
   bool has_path, relay;
   bool keeping;         /* the timer includes a keepalive */
   pl_addr path;
@@ -169,6 +174,8 @@ struct pl_engine {
   uint32_t next_prefix; /* of nonces: see engine_session.c */
   pl_grave *graves;     /* PL_GRAVES entries, a ring */
   unsigned next_grave;
+
+  pl_key *warmest, *coldest; /* keys with a cipher context */
 
   pl_conn *active_head, *active_tail;
   pl_conn *ready_head, *ready_tail;
