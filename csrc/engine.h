@@ -134,8 +134,11 @@ typedef struct pl_peer_info {
   uint32_t conns;
 } pl_peer_info;
 int pl_engine_peer_info(const pl_engine *e, uint32_t node, pl_peer_info *out);
-/* Iterates: *it = 0 to start; false at the end. */
-bool pl_engine_next_peer(const pl_engine *e, size_t *it, pl_peer_info *out);
+/* Iterates over the peers that sent or received since then, 0 = all: *it = 0 to start; false at the end. One that rests is left out
+ * unless that was application traffic, or what we sent last has no answer: its pings and keepalives are no news. */
+bool pl_engine_next_peer(const pl_engine *e, size_t *it, uint64_t since_ns, pl_peer_info *out);
+/* Nobody wants to hear of the idle peer's pings and keepalives. PL_ENOENT. */
+int pl_engine_set_resting(pl_engine *e, uint32_t node, bool resting);
 
 /* ---- streams ---- */
 enum pl_owner { PL_OWNER_NONE = 0, PL_OWNER_APP, PL_OWNER_ECHO, PL_OWNER_CLIENT };

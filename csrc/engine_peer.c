@@ -260,9 +260,28 @@ int pl_engine_peer_info(const pl_engine *e, uint32_t node, pl_peer_info *out) {
   return PL_OK;
 }
 
-bool pl_engine_next_peer(const pl_engine *e, size_t *it, pl_peer_info *out) {
-  const pl_peer *p = pl_map_next(&e->peers, it, NULL);
-  if (!p) return false;
-  fill_info(e, p, out);
-  return true;
+/* An answer of ours to a ping leaves with it; what leaves much later waits for an answer. */
+#define ANSWERED_NS (50 * PL_NS_PER_MS)
+
+static bool newsworthy(const pl_peer *p, uint64_t since_ns) {
+  if (since_ns == 0) return true;
+  if (p->resting) return p->last_app_ns >= since_ns || p->last_send_ns > p->last_recv_ns + ANSWERED_NS;
+  return p->last_recv_ns >= since_ns || p->last_send_ns >= since_ns;
+}
+
+bool pl_engine_next_peer(const pl_engine *e, size_t *it, uint64_t since_ns, pl_peer_info *out) {
+  const pl_peer *p;
+  while ((p = pl_map_next(&e->peers, it, NULL))) {
+    if (!newsworthy(p, since_ns)) continue;
+    fill_info(e, p, out);
+    return true;
+  }
+  return false;
+}
+
+int pl_engine_set_resting(pl_engine *e, uint32_t node, bool resting) {
+  pl_peer *p = pl_peer_find(e, node);
+  if (!p) return PL_ENOENT;
+  p->resting = resting;
+  return PL_OK;
 }

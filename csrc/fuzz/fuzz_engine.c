@@ -293,7 +293,7 @@ static void command(world *w) {
       it = 0;
       pl_peer_info peer;
       uint32_t conns = 0;
-      while (pl_engine_next_peer(w->e, &it, &peer)) conns += peer.conns;
+      while (pl_engine_next_peer(w->e, &it, 0, &peer)) conns += peer.conns;
       FUZZ_CHECK(conns == n);
     }
   }

@@ -684,6 +684,45 @@ static void keepalive(void) {
   pair_free(&p);
 }
 
+static unsigned listed(pair *p, unsigned i, uint64_t since_ns) {
+  size_t it = 0;
+  unsigned n = 0;
+  pl_peer_info info;
+  while (pl_engine_next_peer(p->n[i].e, &it, since_ns, &info)) n++;
+  return n;
+}
+
+/* Of a peer that rests one hears only when there is something to hear; a key that was long unused works as before. */
+static void resting(void) {
+  pl_engine_cfg c = pair_cfg();
+  pair p;
+  pair_init(&p, &c);
+  pair_join(&p, NULL, 0);
+  for (unsigned i = 0; i < 2; i++) CHECK(pl_engine_set_trusted(p.n[i].e, p.n[!i].node, true) == PL_OK);
+  CHECK(pl_engine_set_resting(p.n[0].e, 4711, true) == PL_ENOENT);
+  pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[1].addr, false, 1, p.now);
+  pair_run(&p, 30 * S);
+  uint64_t since = p.now;
+  pair_run(&p, 30 * S);
+  CHECK(listed(&p, 0, since) == 1 && listed(&p, 0, p.now + 1) == 0 && listed(&p, 0, 0) == 1);
+  CHECK(pl_engine_set_resting(p.n[0].e, p.n[1].node, true) == PL_OK);
+  pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[1].addr, false, 2, p.now);
+  pair_run(&p, S);
+  CHECK(pair_peer(&p, 0).last_recv_ns > since && listed(&p, 0, since) == 0 && listed(&p, 0, 0) == 1);
+  pair_run(&p, S / 2);
+  CHECK(pl_engine_send_datagram(p.n[1].e, 0, 0, 0, p.n[0].node, 5, (const uint8_t *)"x", 1, p.now) == PL_OK);
+  pair_run(&p, S);
+  CHECK(listed(&p, 0, since) == 1);
+  since = p.now + 1;
+  pair_run(&p, 3 * S);
+  CHECK(listed(&p, 0, since) == 0);
+  p.n[1].addr.port++; /* nothing reaches it any more */
+  pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[0].addr, false, 3, p.now);
+  pair_run(&p, S);
+  CHECK(listed(&p, 0, since) == 1);
+  pair_free(&p);
+}
+
 /* Local clients: what their shell is told, and what happens when one goes away. */
 static void clients(void) {
   pl_engine_cfg c = pair_cfg();
@@ -773,6 +812,7 @@ int main(void) {
   restarted_elsewhere(false);
   restarted_elsewhere(true);
   keepalive();
+  resting();
   clients();
   path_mtus();
   printf("test_engine: ok\n");

@@ -73,7 +73,10 @@ class EngineBase:
     def peer_info(self, node: int) -> dict[str, Any] | None:
         """Fields of pl_peer_info; `path` is Addr or None."""
     def peers(self, since_ns: int = 0) -> list[dict[str, Any]]:
-        """Fields of pl_peer_info of every peer that sent or received since then, all of them for 0."""
+        """Fields of pl_peer_info of every peer that sent or received since then, all of them for 0. Of resting peers those only
+        with application traffic since then, or without an answer to what was sent last."""
+    def set_resting(self, node: int, resting: bool) -> None:
+        """Nobody wants to hear of the idle peer's pings and keepalives."""
     def listen(self, port: int, owner: int, client: int = 0, open_port: bool = False) -> None: ...
     def unlisten(self, port: int) -> None: ...
     def dial(

@@ -295,21 +295,21 @@ cdef class EngineBase:
         return peer_to_py(&info) if r == PL_OK else None
 
     def peers(self, uint64_t since_ns=0):
-        cdef pl_engine_stats st
         cdef pl_peer_info *rows = NULL
+        cdef pl_peer_info one
         cdef uint64_t now
-        cdef size_t it = 0, n = 0, cap
+        cdef size_t it = 0, n = 0, cap = 0
         cdef pl_engine *e
         self.check_open()
         with nogil:
             e = self.acquire(&now)
-            pl_engine_get_stats(e, &st)
-            cap = st.peers
-            rows = <pl_peer_info *> calloc(cap + 1, sizeof(pl_peer_info))
+            while pl_engine_next_peer(e, &it, since_ns, &one):
+                cap += 1
+            it = 0
+            rows = <pl_peer_info *> malloc((cap + 1) * sizeof(pl_peer_info))
             if rows is not NULL:
-                while n < cap and pl_engine_next_peer(e, &it, &rows[n]):
-                    if rows[n].last_recv_ns >= since_ns or rows[n].last_send_ns >= since_ns:
-                        n += 1
+                while n < cap and pl_engine_next_peer(e, &it, since_ns, &rows[n]):
+                    n += 1
             self.release()
         if rows is NULL:
             raise MemoryError
@@ -317,6 +317,16 @@ cdef class EngineBase:
             return [peer_to_py(&rows[i]) for i in range(n)]
         finally:
             free(rows)
+
+    def set_resting(self, uint32_t node, bint resting):
+        cdef uint64_t now
+        cdef int r
+        self.check_open()
+        with nogil:
+            r = pl_engine_set_resting(self.acquire(&now), node, resting)
+            self.release()
+        if r != PL_ENOENT:
+            check(r)
 
     def listen(self, uint16_t port, int owner, uint32_t client=0, bint open_port=False):
         cdef uint64_t now

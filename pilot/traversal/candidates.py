@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from typing import Any
 
 from pilot.traversal.decisions import Addr
 from pilot.traversal.nat import Scope, scope
+from pilot.tunnel.packing import NEVER, Plain, long, short
 
-NEVER = float("-inf")
 PROBE_GAP_S = 0.05
+LATE_S = 10.0  # the data plane knows of no probe that is older
 STALE_S = 120.0  # no NAT keeps the port of an address that answered so long ago and that nobody else names
 
 
@@ -107,6 +109,25 @@ class Candidate:
             self.srtt += (rtt - self.srtt) / 8
         return True
 
+    def packed(self, now: float) -> tuple[Plain, ...] | None:
+        """All there is to know, for `unpacked`; None while probes are planned or may still be answered."""
+        if self.due or (self.waiting and now - self.last_sent < LATE_S):
+            return None
+        waiting = tuple(self.waiting.items()) if self.answered else ()
+        times = short((self.added, self.last_sent, self.last_pong, self.commanded))
+        flags = self.relay | self.punched << 1 | self.dead << 2
+        return (*self.addr, flags, int(self.sources), self.sent, self.detours, self.srtt, self.rttvar, waiting, *times)
+
+    @classmethod
+    def unpacked(cls, state: tuple[Any, ...]) -> Candidate:
+        """The candidate that `packed` saw."""
+        host, port, flags, sources, sent, detours, srtt, rttvar, waiting, *times = state
+        out = cls((host, port), bool(flags & 1), Source(sources), NEVER)
+        out.punched, out.dead = bool(flags & 2), bool(flags & 4)
+        out.sent, out.detours, out.srtt, out.rttvar, out.waiting = sent, detours, srtt, rttvar, dict(waiting)
+        out.added, out.last_sent, out.last_pong, out.commanded = long(times)
+        return out
+
     def unanswered_since(self) -> float | None:
         """When the oldest unanswered probe was sent, None if there is none."""
         return next(iter(self.waiting.values()), None)
@@ -156,6 +177,23 @@ class CandidateSet:
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(list(self._all.values()))
+
+    def packed(self, now: float) -> tuple[tuple[Plain, ...], ...] | None:
+        """The candidates in order, without the beacons; None while one of them is being probed."""
+        out = tuple(p for c in self._all.values() if (p := c.packed(now)))
+        return out if len(out) == len(self._all) else None
+
+    @classmethod
+    def unpacked(cls, state: tuple[tuple[Any, ...], ...]) -> CandidateSet:
+        """The set that `packed` saw. Follow with `set_beacons`."""
+        out = cls()
+        for candidate in map(Candidate.unpacked, state):
+            out._all[candidate.addr, candidate.relay] = candidate
+        return out
+
+    def find(self, addr: Addr, relay: bool) -> Candidate | None:
+        """The candidate for an address."""
+        return self._all.get((addr, relay))
 
     def direct(self) -> list[Candidate]:
         """Those that need no beacon."""

@@ -15,10 +15,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pilot.traversal.candidates import NEVER
 from pilot.traversal.decisions import Addr
 from pilot.traversal.nat import NatType, Scope, scope
 from pilot.traversal.natprobe import Filtering, NatProbe
+from pilot.tunnel.packing import NEVER
 from pilot.wire.beacon import ProbeReply
 
 KEEPALIVE_S = 20.0  # below the 30 s after which many NATs forget

@@ -10,8 +10,10 @@ NAT mappings (RFC 4787 allows two minutes, real ones 30 s), more often after one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from pilot.traversal.candidates import NEVER, Candidate
+from pilot.traversal.candidates import Candidate
+from pilot.tunnel.packing import NEVER, Plain, long, short
 
 BUSY_S = 0.8
 IDLE_S = 20.0
@@ -40,9 +42,29 @@ class Health:
     _packets: int = 0
     _probes: int = 0
 
+    def heard(self, at: float) -> None:
+        """A frame of the peer came then."""
+        if at >= self.unheard_since:
+            self.unheard_since = NEVER
+
     def busy(self, now: float) -> bool:
         """Traffic flowed within the last seconds."""
         return now < self.busy_until
+
+    def packed(self, now: float) -> tuple[Plain, ...] | None:
+        """For `unpacked`; None while there is traffic, a doubt about the path, or a probe that no frame has followed."""
+        if self.busy(now) or self.suspect_until > now or self.unheard_since > NEVER:
+            return None
+        return (None if self.idle_s == IDLE_S else self.idle_s, self._packets, self._probes, *short((self._looked_at, self._at)))
+
+    @classmethod
+    def unpacked(cls, state: tuple[Any, ...]) -> Health:
+        """What `packed` saw."""
+        idle_s, packets, probes, *times = state
+        out = cls(idle_s or IDLE_S)
+        out._packets, out._probes = packets, probes
+        out._looked_at, out._at = long(times)
+        return out
 
     def probe_sent(self, now: float) -> None:
         """Own probes are no traffic."""
@@ -54,8 +76,7 @@ class Health:
         """Looks, a few times a minute at least while probes go out. True when the peer has answered nothing for GONE_S; then the
         time runs anew."""
         paused, self._looked_at = now - self._looked_at - PAUSE_S, now
-        if last_recv >= self.unheard_since:
-            self.unheard_since = NEVER
+        self.heard(last_recv)
         if self.unheard_since == NEVER:
             return False
         if 0 < paused < float("inf"):  # answers could not be seen meanwhile

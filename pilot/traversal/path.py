@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pilot.traversal.candidates import NEVER, Source
+from pilot.traversal.candidates import Source
 from pilot.traversal.decisions import Addr, Step
 from pilot.traversal.health import IDLE_S
 from pilot.traversal.path_actions import (
@@ -37,9 +37,11 @@ from pilot.traversal.path_actions import (
     PunchTo,
     RequestPunch,
     ResetStreams,
+    SetPath,
 )
 from pilot.traversal.path_race import BURST_S, PROBE_RATE, PUNCH_S, RELAY_BURST_S, PathRace
 from pilot.traversal.punching import HOLD_S
+from pilot.tunnel.packing import NEVER
 
 OPENING_PUNCH_S = (0.0, 1.0, 3.0, 7.0)
 RELAY_GRACE_S = 0.05  # a direct answer is under way: not worth a detour
@@ -260,6 +262,7 @@ class PathMachine(PathRace):
         back = candidate.dead or candidate.last_pong == NEVER  # at the former port if only the filter forgot
         if not candidate.pong(token, rtt, now):
             return
+        self.health.heard(now)
         if back and not candidate.relay and now - self._died_idle < 10.0:
             self._died_idle = NEVER
             self.health.mapping_expired()

@@ -1,19 +1,21 @@
-"""What a path machine knows, and its races: who is probed when, who carries, what a silence means (path.py has the table of phases).
+"""What a path machine knows, and its races: who is probed when, who carries, what a silence means.
 
-The input methods and the clock are in path.py.
+The table of phases, the inputs and the clock are in path.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Self
 
-from pilot.traversal.candidates import NEVER, Candidate, CandidateSet, Tier, better
+from pilot.traversal.candidates import Candidate, CandidateSet, Tier, better
 from pilot.traversal.decisions import RELAY, Addr, Step
 from pilot.traversal.health import GONE_S, Health
 from pilot.traversal.nat import NatType, Scope, scope, show
 from pilot.traversal.path_actions import AskAddresses, CheckBeacons, PathAction, Phase, Probe, SetPath
 from pilot.traversal.punching import Punching
 from pilot.traversal.story import Story, kind_of, punch_failure
+from pilot.tunnel.packing import NEVER, long, pack, short, unpack
 
 BURST_S = (0.0, 0.2, 0.5)  # three attempts per candidate
 RELAY_BURST_S = (0.0, 0.3, 0.8)
@@ -111,6 +113,46 @@ class PathRace:
         """Where key exchange frames go directly: at most 4 addresses, none if either side is relay-only."""
         ways = [] if self.relay_only else self.candidates()
         return [c.addr for c in ways if not c.relay and not self._punching.wait(c, now)][:4]
+
+    # ---- sleep ----
+
+    def packed(self, now: float) -> bytes | None:
+        """All of the machine that outlives a quiet time, in a tenth of its memory; None unless a direct path answers and nothing
+        but the next probe of it is due. Wake it with `unpacked` before any input, at the latest at `deadline()`."""
+        path = self.active
+        if not self.session or not path or path.relay or not path.answered or path.waiting or self.wanted_until >= now:
+            return None
+        if (self._race_from, self._relay_at, self._retry_at) != (None, None, None) or self._suspended > now:
+            return None
+        if self._out or self.story.fresh:
+            return None
+        parts = (self._ways.packed(now), self._punching.packed(), self.health.packed(now))
+        if None in parts:
+            return None
+        flags = self._addressed | self.relay_only << 1
+        times = short((self._asked_at, self._died_idle, self._now, self._tokens_at, self.lost_at))
+        own = (path.addr, flags, self._tokens, self._retries, self._doubted, self.peer_nat.value, *times)
+        return pack((own, self.story.packed(), *parts))
+
+    @classmethod
+    def unpacked(
+        cls, data: bytes, node: int, relays: Sequence[tuple[Addr, float | None]], *, token: Callable[[], int], hidden: bool
+    ) -> Self:
+        """The machine that `packed` saw, but for `own_nat`. relays: the beacons that are usable now, as in `set_relays`."""
+        own, story, ways, punching, health = unpack(data)
+        out = cls(node, token=token, hidden=hidden)
+        addr, flags, out._tokens, out._retries, out._doubted, peer_nat, *times = own
+        out._asked_at, out._died_idle, out._now, out._tokens_at, out.lost_at = long(times)
+        out._addressed, out.relay_only = bool(flags & 1), bool(flags & 2)
+        out.peer_nat = NatType(peer_nat)
+        out.session = True
+        out.story = Story.unpacked(node, story)
+        out.health = Health.unpacked(health)
+        out._punching = Punching.unpacked(punching)
+        out._ways = CandidateSet.unpacked(ways)
+        out.active = out._ways.find(addr, False)
+        out._ways.set_beacons(dict(relays), out.active, out._now)
+        return out
 
     # ---- races ----
 

@@ -13,17 +13,17 @@ from typing import Protocol
 from pilot._core import CoreError, EngineBase
 from pilot.traversal import discovery as disc
 from pilot.traversal import path_actions as act
-from pilot.traversal.candidates import NEVER
 from pilot.traversal.decisions import Addr, Decision, Step
 from pilot.traversal.discovery import Discovery
+from pilot.traversal.machines import Machines
 from pilot.traversal.nat import NAT_CODES, NatType
 from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
 from pilot.tunnel import actions as key
 from pilot.tunnel import proof
-from pilot.tunnel.deadlines import Deadlines
 from pilot.tunnel.exchange import KeyExchange
 from pilot.tunnel.limits import RateLimit
+from pilot.tunnel.packing import NEVER
 from pilot.wire import beacon as wire
 from pilot.wire.frames import PILP, Capabilities
 
@@ -67,8 +67,7 @@ class PeerActions:
         self._discovered = discovered
         self._hidden = hidden
         self._node = 0
-        self._machines: dict[int, PathMachine] = {}
-        self._timers: Deadlines[int] = Deadlines()
+        self._machines = Machines(plane, discovery, self._next_token, hidden)
         self._dirty: dict[int, None] = {}
         self._tokens = TOKEN_BIT
         self._punches: deque[tuple[Addr, float]] = deque(maxlen=32)  # commands that no machine claimed
@@ -79,11 +78,9 @@ class PeerActions:
     # ---- machines ----
 
     def _machine(self, node: int, now: float) -> PathMachine:
-        machine = self._machines.get(node)
+        machine = self._machines.find(node)
         if not machine:
-            machine = self._machines[node] = PathMachine(node, token=self._next_token, hidden=self._hidden)
-            machine.own_nat = self.discovery.nat
-            machine.set_relays(self.discovery.usable(), now)
+            machine = self._machines.make(node, now)
             self._sweep_at = max(self._sweep_at, now)
             self._questions.ask_addresses(node, False)
         return machine
@@ -93,17 +90,13 @@ class PeerActions:
         self._dirty[node] = None
         return self._machine(node, now)
 
-    def _drop_machine(self, node: int) -> None:
-        self._machines.pop(node, None)
-        self._timers.set(node, None)
-
     def _next_token(self) -> int:
         self._tokens += 1
         return self._tokens
 
     def _session_gone(self, node: int, now: float) -> None:
         self.exchange.session_gone(node)
-        machine = self._machines.get(node)
+        machine = self._machines.find(node)
         if machine and machine.session:
             machine.session_gone(now)
             self._dirty[node] = None
@@ -132,13 +125,13 @@ class PeerActions:
                 self._do_discovery(found, now)
             nodes, self._dirty = self._dirty, {}
             for node in nodes:
-                machine = self._machines.get(node)
+                machine = self._machines.find(node)
                 if machine:
                     self._do_path(machine, now)
 
     def _do_exchange(self, action: key.Action, now: float) -> None:
         if isinstance(action, key.SendDirect):
-            machine = self._machines.get(action.node)
+            machine = self._machines.find(action.node)
             for addr in machine.direct_targets(now) if machine else ():
                 self._send(addr, action.data)
         elif isinstance(action, key.SendTo):
@@ -155,7 +148,7 @@ class PeerActions:
         elif isinstance(action, key.ProbeKey):
             self._probe_key(action)
         elif isinstance(action, key.AddressHint):
-            machine = self._machines.get(action.node)
+            machine = self._machines.find(action.node)
             if machine:
                 machine.hint(action.addr, now)
                 self._dirty[action.node] = None
@@ -164,7 +157,7 @@ class PeerActions:
             text = f"{who} presented another identity for node {action.node} than the one known: refused"
             self._tell(Decision(now, action.node, Step.KEY_REFUSED, text))
         else:
-            machine = self._machines.get(action.node)
+            machine = self._machines.find(action.node)
             if machine:
                 machine.gave_up(action.attempts, action.reason, now)
                 self._dirty[action.node] = None
@@ -193,7 +186,7 @@ class PeerActions:
         self._claim_punches(machine, now)
 
     def _probe_key(self, action: key.ProbeKey) -> None:
-        machine = self._machines.get(action.node)
+        machine = self._machines.find(action.node)
         way = machine.active if machine else None
         if action.addr and not self._hidden:
             self._probe(action.node, action.addr, False, 0)
@@ -208,17 +201,17 @@ class PeerActions:
             self._send(action.addr, action.data)
             return
         if isinstance(action, disc.BeaconsChanged):
-            for node, machine in self._machines.items():
+            for machine in self._machines.awake():
                 machine.set_relays(self.discovery.usable(), now)
-                self._dirty[node] = None
+                self._dirty[machine.node] = None
         elif isinstance(action, disc.NatChanged):
-            for machine in self._machines.values():
+            for machine in self._machines.awake():
                 machine.own_nat = action.nat
             self.exchange.announce_nat(NAT_CODES.index(action.nat))
         elif isinstance(action, disc.EndpointChanged) and action.old is not None:
-            for node, machine in self._machines.items():
+            for machine in self._machines.all():
                 machine.network_changed(now)
-                self._dirty[node] = None
+                self._dirty[machine.node] = None
         self._discovered(action)
 
     def _do_path(self, machine: PathMachine, now: float) -> None:
@@ -246,7 +239,8 @@ class PeerActions:
                 self.discovery.check(now)
             else:
                 self._tell(action.decision)
-        self._timers.set(machine.node, machine.deadline())
+        if self._machines.settle(machine, now):
+            self.exchange.rest(machine.node, now)
 
     def _end_streams(self, node: int, key_id: int, text: str, now: float) -> None:
         with suppress(CoreError):  # the data plane has forgotten the peer, and its streams with it

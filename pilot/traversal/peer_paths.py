@@ -27,13 +27,13 @@ from pilot._core import (
     Event,
 )
 from pilot.traversal import discovery as disc
-from pilot.traversal.candidates import NEVER
 from pilot.traversal.decisions import Addr
 from pilot.traversal.nat import may_punch
 from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
 from pilot.traversal.peer_actions import TOKEN_BIT, PeerActions
 from pilot.tunnel.exchange import WANT_S
+from pilot.tunnel.packing import NEVER
 from pilot.wire import beacon as wire
 from pilot.wire.frames import PILP
 
@@ -64,7 +64,7 @@ class PeerPaths(PeerActions):
         self.exchange.set_node(node)
         self.discovery.set_node(node, now)
         self.discovery.tick(now)
-        for machine in self._machines.values():
+        for machine in self._machines.awake():
             machine.known_again(now)
             self._dirty[machine.node] = None
         self.flush(now)
@@ -89,7 +89,7 @@ class PeerPaths(PeerActions):
 
     def retry(self, node: int, now: float) -> None:
         """The user wants every way to `node` tried again, now."""
-        machine = self._machines.get(node)
+        machine = self._machines.find(node)
         if machine:
             machine.retry(now)
             self._dirty[node] = None
@@ -97,34 +97,43 @@ class PeerPaths(PeerActions):
 
     def machine(self, node: int) -> PathMachine | None:
         """The path machine of a peer, None if there was no reason for one yet."""
-        return self._machines.get(node)
+        return self._machines.find(node)
+
+    def sleeps(self, node: int) -> bool:
+        """Nothing is expected of the peer but the answer to the next probe."""
+        return self._machines.asleep(node)
 
     def nodes(self) -> list[int]:
         """Peers with a path machine."""
-        return list(self._machines)
+        return self._machines.nodes()
 
     def direct_ends(self, limit: int) -> list[Addr]:
         """Addresses of peers that are reached directly, at most `limit`."""
-        ends = (m.active.addr for m in self._machines.values() if m.active and m.phase is Phase.DIRECT)
+        infos = map(self._plane.peer_info, filter(self._machines.asleep, self._machines.nodes()))
+        ends = itertools.chain(
+            (m.active.addr for m in self._machines.awake() if m.active and m.phase is Phase.DIRECT),
+            (info["path"] for info in infos if info and info["path"]),
+        )
         return list(itertools.islice(ends, limit))
 
     def connected(self, node: int) -> bool:
         """The session is proved and the active path answers."""
-        machine = self._machines.get(node)
-        path = machine.active if machine else None
-        return path is not None and path.answered and self.exchange.is_proved(node)
+        answers = self._machines.asleep(node)
+        if not answers and (machine := self._machines.find(node)):
+            answers = machine.active is not None and machine.active.answered
+        return answers and self.exchange.is_proved(node)
 
     def in_trouble(self, now: float) -> bool:
         """A peer that somebody wants now is reached by no path that answers."""
         return any(
             m.wanted_until > now and not (m.active and m.active.answered and not m.active.doubtful(now))
-            for m in self._machines.values()
+            for m in self._machines.awake()
         )
 
     def forget(self, node: int) -> None:
         """Forgets session, path and everything learned about `node`; its connections are reset. A pin
         stays."""
-        self._drop_machine(node)
+        self._machines.drop(node)
         self.exchange.forget(node)
         with suppress(CoreError):  # the data plane never knew it
             self._plane.forget_peer(node)
@@ -132,9 +141,9 @@ class PeerPaths(PeerActions):
     def network_changed(self, now: float) -> None:
         """Own addresses changed, or the host slept."""
         self.discovery.network_changed(now)
-        for node, machine in self._machines.items():
+        for machine in self._machines.all():
             machine.network_changed(now)
-            self._dirty[node] = None
+            self._dirty[machine.node] = None
         self.flush(now)
 
     # ---- answers ----
@@ -146,7 +155,7 @@ class PeerPaths(PeerActions):
 
     def addresses_answer(self, node: int, found: Addresses | None, now: float) -> None:
         """The registry's endpoints of `node`; None if it would not say or cannot be reached."""
-        machine = self._machines.get(node)
+        machine = self._machines.find(node)
         if not machine or found is None:
             return
         machine.set_addresses(found.registered, found.lan, found.relay_only, now)
@@ -181,7 +190,7 @@ class PeerPaths(PeerActions):
                 else:
                     touched.seen(event.addr, event.relayed, now)
         elif kind == EV_PONG:
-            machine = self._machines.get(event.node)
+            machine = self._machines.find(event.node)
             if not event.a & TOKEN_BIT:
                 return False
             if machine:
@@ -196,7 +205,7 @@ class PeerPaths(PeerActions):
 
     def deadline(self) -> float | None:
         """When `tick` has something to do; None for never."""
-        times = [self.exchange.deadline(), self.discovery.deadline(), self._timers.earliest()]
+        times = [self.exchange.deadline(), self.discovery.deadline(), self._machines.timers.earliest()]
         if self._machines:
             times.append(self._sweep_at)
         return min((t for t in times if t is not None), default=None)
@@ -205,8 +214,8 @@ class PeerPaths(PeerActions):
         """Does everything that is due."""
         self.exchange.tick(now)
         self.discovery.tick(now)
-        for node in list(self._timers.due(now)):
-            machine = self._machines.get(node)
+        for node in list(self._machines.timers.due(now)):
+            machine = self._machines.find(node)
             if machine:
                 machine.tick(now)
                 self._dirty[node] = None
@@ -215,16 +224,19 @@ class PeerPaths(PeerActions):
         self.flush(now)
 
     def _sweep(self, now: float) -> None:
-        """Shows the machines their traffic. From time to time all of them, and drops what the data plane has dropped."""
+        """Shows the machines their traffic. From time to time all that are awake, and drops what the data plane has dropped."""
         every = self._sweep_all_at <= now
-        infos = {info["node"]: info for info in self._plane.peers(0 if every else max(0, int((now - LATELY_S) * 1e9)))}
         self._sweep_at = now + SWEEP_S
         if every:
-            self._sweep_all_at = now + SWEEP_ALL_S * max(1.0, len(infos) / SWEEP_PEERS)
-        for node in list(self._machines) if every else infos:
-            machine = self._machines.get(node)
-            if machine:
-                self._sweep_one(machine, infos.get(node), now)
+            awake = self._machines.awake()
+            self._sweep_all_at = now + SWEEP_ALL_S * max(1.0, len(awake) / SWEEP_PEERS)
+            for machine in awake:
+                self._sweep_one(machine, self._plane.peer_info(machine.node), now)
+            return
+        for info in self._plane.peers(max(1, int((now - LATELY_S) * 1e9))):
+            found = self._machines.find(info["node"])
+            if found:
+                self._sweep_one(found, info, now)
 
     def _sweep_one(self, machine: PathMachine, info: dict[str, Any] | None, now: float) -> None:
         node = machine.node
@@ -232,7 +244,7 @@ class PeerPaths(PeerActions):
             if machine.session:
                 self._session_gone(node, now)
             if machine.phase is Phase.IDLE and not (info and info["trusted"]):
-                self._drop_machine(node)
+                self._machines.drop(node)
             return
         if not machine.session:
             return
@@ -249,10 +261,10 @@ class PeerPaths(PeerActions):
         if data[:4] != PILP:
             self.exchange.frame(data, addr, relayed, claimed, now)
         elif self._hint_rate.take("", now):
-            for node, machine in self._machines.items():
+            for machine in self._machines.awake():
                 if machine.phase not in (Phase.DIRECT, Phase.IDLE) and machine.knows_host(addr[0]):
                     machine.hint(addr, now)
-                    self._dirty[node] = None
+                    self._dirty[machine.node] = None
 
     def _on_beacon(self, data: bytes, beacon: Addr, now: float) -> bool:
         message = wire.parse(data)
@@ -271,7 +283,7 @@ class PeerPaths(PeerActions):
         about."""
         if self._hidden or not may_punch(target, beacon) or not self._punch_rate.take("", now):
             return
-        trying = [m for m in self._machines.values() if m.phase not in (Phase.DIRECT, Phase.IDLE)]
+        trying = [m for m in self._machines.awake() if m.phase not in (Phase.DIRECT, Phase.IDLE)]
         there = [m for m in trying if m.knows_host(target[0])]
         asked = [m for m in trying if m.awaits_punch(now)]
         chosen = [m for m in there if m in asked] or there or (asked if len(asked) == 1 else [])

@@ -9,8 +9,9 @@ know the peer.
 
 from __future__ import annotations
 
-from pilot.traversal.candidates import NEVER, Candidate, Source
+from pilot.traversal.candidates import Candidate, Source
 from pilot.traversal.nat import Scope, scope
+from pilot.tunnel.packing import NEVER, long, short
 
 HOLD_S = 0.3  # the wait for a command that the peer asks for, or we from a beacon at unknown distance
 SPARE_S = 0.03
@@ -50,6 +51,17 @@ class Punching:
         """A beacon said: now."""
         self.commanded = now
         self._hold_until = NEVER
+
+    def packed(self) -> tuple[float | None, ...] | None:
+        """For `unpacked`; None while a request is planned or something waits for a command."""
+        return None if self._due or self._hold_until > NEVER else short((self.asked, self.commanded))
+
+    @classmethod
+    def unpacked(cls, state: tuple[float | None, ...]) -> Punching:
+        """What `packed` saw."""
+        out = cls()
+        out.asked, out.commanded = long(state)
+        return out
 
     def awaited(self, now: float) -> bool:
         """A request is under way."""

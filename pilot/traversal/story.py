@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from pilot.traversal.candidates import Candidate, Source, Tier
 from pilot.traversal.decisions import DIRECT, LAN, PUNCHED, RELAY, Addr, Decision, Step, connected_text
 from pilot.traversal.nat import FILTERED, UNFILTERED, NatType, Scope, scope
+from pilot.tunnel.packing import Plain
 
 HISTORY = 64
 
@@ -56,6 +58,22 @@ class Story:
         self.fresh: list[Decision] = []
         self.punch_arranged = False  # a beacon sent a command in the present race
         self._told = ""  # kind of path last announced
+
+    def packed(self) -> tuple[Plain, ...]:
+        """For `unpacked`: the history and what is needed to go on with it."""
+        return (
+            self._told,
+            self.punch_arranged,
+            tuple((d.at, d.step.value, d.text, d.kind, d.addr, d.rtt_ms, d.overhead_ms) for d in self.history),
+        )
+
+    @classmethod
+    def unpacked(cls, node: int, state: tuple[Any, ...]) -> Story:
+        """What `packed` saw."""
+        out = cls(node)
+        out._told, out.punch_arranged, history = state
+        out.history = [Decision(at, node, Step(step), *rest) for at, step, *rest in history]
+        return out
 
     def tell(
         self,

@@ -7,21 +7,17 @@ O(log n) to set, O(1) amortised to ask. Time is the caller's, in seconds.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterator
-from typing import Generic, TypeVar
-
-K = TypeVar("K", bound=Hashable)
+from collections.abc import Iterator
 
 
-class Deadlines(Generic[K]):
-    """Earliest-first deadlines by key. Setting a key again replaces its deadline."""
+class Deadlines:
+    """Earliest-first deadlines by number. Setting a key again replaces its deadline."""
 
     def __init__(self) -> None:
-        self._at: dict[K, float] = {}
-        self._heap: list[tuple[float, int, K]] = []
-        self._serial = 0  # breaks ties, so that keys need no order
+        self._at: dict[int, float] = {}
+        self._heap: list[tuple[float, int]] = []
 
-    def set(self, key: K, at: float | None) -> None:
+    def set(self, key: int, at: float | None) -> None:
         """Sets the deadline of `key`, or removes it when `at` is None."""
         if at is None:
             self._at.pop(key, None)
@@ -29,9 +25,8 @@ class Deadlines(Generic[K]):
         if self._at.get(key) == at:
             return
         self._at[key] = at
-        self._serial += 1
-        heapq.heappush(self._heap, (at, self._serial, key))
-        if len(self._heap) > 64 + 4 * len(self._at):
+        heapq.heappush(self._heap, (at, key))
+        if len(self._heap) > 64 + 2 * len(self._at):
             self._rebuild()
 
     def earliest(self) -> float | None:
@@ -39,7 +34,7 @@ class Deadlines(Generic[K]):
         self._skip()
         return self._heap[0][0] if self._heap else None
 
-    def due(self, now: float) -> Iterator[K]:
+    def due(self, now: float) -> Iterator[int]:
         """Removes and yields the keys whose deadline is at or before `now`. Keys set again meanwhile are left
         for the next call
         unless they are due as well; the caller must move a key's deadline past `now`."""
@@ -47,7 +42,7 @@ class Deadlines(Generic[K]):
             self._skip()
             if not self._heap or self._heap[0][0] > now:
                 return
-            _, _, key = heapq.heappop(self._heap)
+            _, key = heapq.heappop(self._heap)
             del self._at[key]
             yield key
 
@@ -56,10 +51,9 @@ class Deadlines(Generic[K]):
 
     def _skip(self) -> None:
         heap, at = self._heap, self._at
-        while heap and at.get(heap[0][2]) != heap[0][0]:
+        while heap and at.get(heap[0][1]) != heap[0][0]:
             heapq.heappop(heap)
 
     def _rebuild(self) -> None:
-        self._heap = [(at, i, key) for i, (key, at) in enumerate(self._at.items())]
-        self._serial = len(self._heap)
+        self._heap = [(at, key) for key, at in self._at.items()]
         heapq.heapify(self._heap)

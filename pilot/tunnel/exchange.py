@@ -34,7 +34,8 @@ from pilot.tunnel.actions import (
 from pilot.tunnel.deadlines import Deadlines
 from pilot.tunnel.limits import RateLimit
 from pilot.tunnel.own_key import Identity, OwnKey
-from pilot.tunnel.records import FOR_EVER, FRAMES_PER_S, NEVER, PeerRecord, PeerTable, Session
+from pilot.tunnel.packing import NEVER
+from pilot.tunnel.records import FOR_EVER, FRAMES_PER_S, PeerRecord, PeerTable, Session
 from pilot.wire.frames import Capabilities, Pila, Pilk, parse_pila, parse_pilk
 
 WANT_S = 30.0  # how long one request for a session is worth repeating
@@ -91,7 +92,7 @@ class KeyExchange:
         self._rollovers: deque[int] = deque()
         self._rollover_at = NEVER
         self._peers = PeerTable()
-        self._timers: Deadlines[int] = Deadlines()
+        self._timers: Deadlines = Deadlines()
         self._all: RateLimit[str] = RateLimit(1000.0, 2000.0, 1)
         self._by_ip: RateLimit[str] = RateLimit(50.0, 100.0)
         self._by_peer: RateLimit[tuple[int, str]] = RateLimit(FRAMES_PER_S, FRAMES_PER_S)
@@ -176,6 +177,10 @@ class KeyExchange:
         self._timers.set(node, None)
         if peer and peer.pin:
             self._peers.get(node).pin = peer.pin
+
+    def rest(self, node: int, now: float) -> None:
+        """The path to `node` is quiet: what is known of the peer may be put away until somebody asks."""
+        self._peers.rest(node, now)
 
     # ---- input ----
 
@@ -271,7 +276,7 @@ class KeyExchange:
         self._rotated_at = self._rollover_at = now
         self._private = self._random(32)
         self._renew()
-        self._rollovers.extend(p.node for p in self._peers if p.live)
+        self._rollovers.extend(self._peers.with_session())
         return True
 
     # ---- time ----

@@ -29,9 +29,18 @@ class RateLimit(Generic[K]):
         tokens = min(self.burst, tokens + max(0.0, now - at) * self.rate)
         ok = tokens >= 1.0
         self._buckets[key] = (tokens - 1.0 if ok else tokens, now)
+        self._forget_full(now)
         if len(self._buckets) > self.size:
             self._buckets.popitem(last=False)
         return ok
+
+    def _forget_full(self, now: float) -> None:
+        """A bucket that has filled up since is as good as none."""
+        for _ in range(2):
+            key, (_, at) = next(iter(self._buckets.items()))
+            if now - at < self.burst / self.rate:
+                return
+            del self._buckets[key]
 
     def ready_at(self, key: K, now: float) -> float:
         """When the next token for `key` will be there; `now` if one is."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from pilot.tunnel.actions import Addr
+from pilot.tunnel.packing import NEVER, long, pack, short, unpack
 from pilot.wire.frames import Capabilities
 
 FRAMES_PER_S = 5  # exchange frames to one peer, per route: what other implementations accept
 MAX_RECORDS = 65536  # as many as the data plane has peers
 MAX_STRANGERS = 4096  # from here on records without session, pin or demand make room
 MAX_OLD_KEYS = 16
-NEVER = float("-inf")
 FOR_EVER = float("inf")
 
 
@@ -56,6 +56,28 @@ class PeerRecord:
     _sent: tuple[float, ...] = ()  # when frames went out within the last second, directly
     _sent_relay: tuple[float, ...] = ()
 
+    def packed(self, now: float) -> bytes | None:
+        """All that is needed later, for `unpacked`; None unless the session is proved and nothing is under way or just over."""
+        live = self.live
+        if not live or not live.proved or self.pending or self.waiting or self.next_send is not None or self.want_until >= now:
+            return None
+        if any(now - at < 1.0 for at in (*self._sent, *self._sent_relay)):
+            return None
+        caps = None if live.caps is None else astuple(live.caps)
+        session = (live.public, live.own, live.key, live.key_id, live.at, caps)
+        times = short((self.asked_at, self.refreshed_at, self.replied_at, self.hinted_at, self.reported_at))
+        return pack((self.pin, self.registered, session, tuple(self.old.items()), *times))
+
+    @classmethod
+    def unpacked(cls, node: int, data: bytes) -> PeerRecord:
+        """The record that `packed` saw."""
+        pin, registered, (public, own, key, key_id, at, caps), old, *times = unpack(data)
+        out = cls(node, pin, registered)
+        out.live = Session(public, own, key, key_id, at, None if caps is None else Capabilities(*caps), proved=True)
+        out.old = dict(old)
+        out.asked_at, out.refreshed_at, out.replied_at, out.hinted_at, out.reported_at = long(times)
+        return out
+
     @property
     def identity(self) -> bytes | None:
         """The Ed25519 key that frames of this peer are judged by."""
@@ -94,43 +116,57 @@ class PeerRecord:
 
 
 class PeerTable:
-    """Records by node number, least recently used first."""
+    """Records by node number, least recently used first. Those of idle peers rest, packed, until somebody asks for them."""
 
     def __init__(self) -> None:
         self._records: OrderedDict[int, PeerRecord] = OrderedDict()
+        self._resting: dict[int, bytes] = {}
 
     def find(self, node: int) -> PeerRecord | None:
         """The record, None if there is none."""
-        return self._records.get(node)
+        record = self._records.get(node)
+        if record is None and (state := self._resting.pop(node, None)):
+            record = self._records[node] = PeerRecord.unpacked(node, state)
+        return record
 
     def get(self, node: int) -> PeerRecord:
         """The record, made if need be."""
-        record = self._records.get(node)
+        record = self.find(node)
         if record:
             self._records.move_to_end(node)
             return record
-        if len(self._records) >= MAX_STRANGERS:
+        if len(self) >= MAX_STRANGERS:
             self._evict()
         record = self._records[node] = PeerRecord(node)
         return record
 
     def pop(self, node: int) -> PeerRecord | None:
         """Removes and returns a record."""
+        self.find(node)
         return self._records.pop(node, None)
 
-    def __iter__(self) -> Iterator[PeerRecord]:
-        return iter(self._records.values())
+    def rest(self, node: int, now: float) -> None:
+        """Nobody is expected to ask for this record soon."""
+        record = self._records.get(node)
+        state = record.packed(now) if record else None
+        if state:
+            del self._records[node]
+            self._resting[node] = state
+
+    def with_session(self) -> list[int]:
+        """The nodes that we share a key with."""
+        return [*self._resting, *(record.node for record in self._records.values() if record.live)]
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._records) + len(self._resting)
 
     def _evict(self) -> None:
         # A few only are looked at, so that a stranger's frame costs O(1) however full the table is.
-        for node in [n for n, _ in zip(self._records, range(16), strict=False)]:
+        for node in list(itertools.islice(self._records, 16)):
             record = self._records[node]
             if record.live is None and record.pin is None and record.next_send is None:
                 del self._records[node]
                 return
             self._records.move_to_end(node)
-        if len(self._records) >= MAX_RECORDS:
-            self._records.popitem(last=False)
+        if len(self) >= MAX_RECORDS:
+            self.pop(next(itertools.chain(self._records, self._resting)))

@@ -10,8 +10,8 @@ from simnet import Net
 from simnode import Inbox, SimNode
 
 from pilot.traversal.candidates import CandidateSet
-from pilot.traversal.path_race import PROBE_BURST, PROBE_RATE
 from pilot.traversal.path_actions import Phase
+from pilot.traversal.path_race import PROBE_BURST, PROBE_RATE
 
 REACH_S = 20.0  # bytes flow at the latest so long after a path exists
 BETTER_S = 60.0  # on the relay at most so long while a direct path works; lossy links get a second attempt
@@ -246,12 +246,12 @@ def check_tables(net: Net) -> None:
         sizes = {
             "machines": (len(paths._machines), peers),
             "punches": (len(paths._punches), 32),
-            "timers": (len(paths._timers._heap), 64 + 4 * peers),
+            "timers": (len(paths._machines.timers._heap), 64 + 4 * peers),
             "exchange timers": (len(paths.exchange._timers._heap), 64 + 4 * peers),
             "records": (len(paths.exchange._peers), peers),
             "connections": (len(list(node.engine.conns())), 60),
         }
-        for machine in paths._machines.values():
+        for machine in paths._machines.awake():
             ways = machine.candidates()
             sizes["candidates"] = (len(ways), CandidateSet.MAX_CANDIDATES)
             sizes["unanswered"] = (max((len(c.waiting) for c in ways), default=0), 8)

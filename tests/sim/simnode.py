@@ -292,7 +292,7 @@ class SimNode:
     def _check(self) -> None:
         """The data plane sends where the machine says, whenever that has an opinion."""
         for node in self.paths.nodes():
-            machine = self.paths.machine(node)
+            machine = None if self.paths.sleeps(node) else self.paths.machine(node)
             info = self.engine.peer_info(node)
             if machine and machine.session and machine.active and info:
                 assert (info["path"], info["relay"]) == (machine.active.addr, machine.active.relay)

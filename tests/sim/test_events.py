@@ -329,3 +329,35 @@ def test_restarted_router() -> None:
     assert stream.gap_s(at) < 3.0
     assert world.run(60.0, lambda: a.machine(b).phase is Phase.DIRECT)
     stream.finish()
+
+
+@pytest.mark.parametrize("trouble", ["none", "dead path", "restart", "network"])
+def test_a_pair_that_was_idle_for_hours(trouble: str) -> None:
+    """Machines of idle peers sleep; nothing that happens then is missed or takes longer."""
+    world = World(7)
+    a, b = world.pair("none", "none")
+    conn = connected(world, a, b)
+    stream = Stream(world, a, b, conn)
+    world.run(1.0)
+    stream.finish()
+    a.engine.close(conn)
+    world.run(3600.0)
+    asleep = [x.paths.sleeps(y.number) for x, y in ((a, b), (b, a))]
+    assert any(asleep) and a.paths.connected(b.number), asleep
+    at = world.now
+    if trouble == "dead path":
+        world.block = lambda src, dst, data: src[0].startswith("203.") and dst[0].startswith("203.")
+        assert world.run(40.0, lambda: a.machine(b).phase is Phase.RELAYED and b.machine(a).phase is Phase.RELAYED)
+    elif trouble == "restart":
+        b.stop()
+        b.start()
+        b.trust(a)
+    elif trouble == "network":
+        a.paths.network_changed(world.now)
+        assert not a.paths.sleeps(b.number)
+    conn = a.dial(b)
+    assert world.run(10.0, lambda: conn in a.open), f"{world.now - at:.1f} s"
+    stream = Stream(world, a, b, conn)
+    world.run(5.0)
+    assert not a.paths.sleeps(b.number), "its traffic woke it"
+    stream.on = False

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from pilot.traversal.candidates import Candidate
 from pilot.traversal.decisions import Step
 from pilot.traversal.nat import NatType
 from pilot.traversal.path import PathMachine
@@ -31,14 +32,18 @@ BEACON = ("198.51.100.1", 9001)
 class Driver:
     """Runs one machine; `answers` tells which ways answer probes, and after how long."""
 
-    def __init__(self, *, relay: bool = True, hidden: bool = False) -> None:
-        self.machine = PathMachine(2, token=itertools.count(1).__next__, hidden=hidden)
+    def __init__(self, *, relay: bool = True, hidden: bool = False, sleeps: bool = False) -> None:
+        """sleeps: the machine is packed whenever it can be."""
+        self.token = itertools.count(1).__next__
+        self.machine = PathMachine(2, token=self.token, hidden=hidden)
+        self.sleeps, self.slept = sleeps, 0
+        self.relays = [(BEACON, 0.02)] if relay else []
         self.now = 100.0
         self.answers: dict[tuple[tuple[str, int], bool], float] = {}
         self.actions: list[tuple[float, PathAction]] = []
         self._pongs: list[tuple[float, Probe, float]] = []
         if relay:
-            self.machine.set_relays([(BEACON, 0.02)], self.now)
+            self.machine.set_relays(self.relays, self.now)
 
     def collect(self) -> None:
         for action in self.machine.take():
@@ -64,7 +69,18 @@ class Driver:
                 _, probe, rtt = self._pongs.pop(0)
                 self.machine.pong(probe.token, probe.relay, rtt, self.now)
             self.machine.tick(self.now)
+            self.nap()
         raise AssertionError("the machine spins")
+
+    def nap(self) -> None:
+        """The machine sleeps, if it can, and wakes."""
+        self.collect()
+        state = self.machine.packed(self.now) if self.sleeps else None
+        if state:
+            self.slept += 1
+            own_nat = self.machine.own_nat
+            self.machine = PathMachine.unpacked(state, 2, self.relays, token=self.token, hidden=False)
+            self.machine.own_nat = own_nat
 
     def of(self, kind: type) -> list[PathAction]:
         return [a for _, a in self.actions if isinstance(a, kind)]
@@ -463,3 +479,69 @@ def test_random_input_never_spins_or_grows(seed: int) -> None:
         if m.relay_only:
             assert m.active is None or m.active.relay
     assert len(m.story.history) <= 64
+
+
+def test_a_machine_that_slept_does_what_one_does_that_did_not() -> None:
+    """The same hours, once awake and once asleep whenever possible: the same actions at the same times, and the same story."""
+
+    def hours(sleeps: bool) -> Driver:
+        d = Driver(sleeps=sleeps)
+        d.machine.own_nat = d.machine.peer_nat = NatType.PORT_RESTRICTED_CONE
+        d.answers = {(BEACON, True): 0.04, (PEER, False): 0.012, (LAN, False): 0.001}
+        d.start(direct=True)
+        d.machine.set_addresses([PEER], [LAN], False, d.now)
+        d.run(200.0)
+        del d.answers[LAN, False]  # the peer leaves its network
+        d.run(200.0)
+        d.machine.seen(("203.0.113.2", 4001), False, d.now)
+        d.run(60.0)
+        d.machine.want(d.now, 5.0)
+        d.run(60.0)
+        d.machine.network_changed(d.now)
+        d.run(60.0)
+        d.answers.clear()
+        d.run(100.0)
+        d.answers = {(PEER, False): 0.012}
+        d.run(300.0)
+        return d
+
+    awake, asleep = hours(False), hours(True)
+    assert asleep.slept > 30
+    assert asleep.actions == awake.actions
+    assert asleep.machine.story.history == awake.machine.story.history
+    assert [vars_of(c) for c in asleep.machine.candidates()] == [vars_of(c) for c in awake.machine.candidates()]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sleep_changes_nothing_whatever_comes(seed: int) -> None:
+    def life(sleeps: bool) -> Driver:
+        rng = random.Random(seed)
+        d = Driver(sleeps=sleeps)
+        d.answers = {(BEACON, True): 0.04, (PEER, False): 0.012}
+        d.start()
+        for _ in range(60):
+            d.run(rng.choice([0.5, 5.0, 30.0, 200.0]))
+            addr = ("203.0.113.2", rng.randrange(4000, 4004))
+            rng.choice(
+                [
+                    lambda: d.machine.want(d.now, 1.0),
+                    lambda addr=addr: d.machine.seen(addr, rng.random() < 0.2, d.now),
+                    lambda addr=addr: d.machine.hint(addr, d.now),
+                    lambda addr=addr: d.machine.punch_command(addr, d.now),
+                    lambda addr=addr: d.machine.set_addresses([addr], [LAN], False, d.now),
+                    lambda: d.machine.traffic(d.now, d.now, rng.randrange(100), d.now),
+                    lambda: d.machine.network_changed(d.now),
+                    lambda addr=addr: d.answers.update({(addr, False): rng.uniform(0.001, 0.1)}),
+                    lambda: d.answers.pop((PEER, False), None),
+                ]
+            )()
+        return d
+
+    awake, asleep = life(False), life(True)
+    assert asleep.slept
+    assert asleep.actions == awake.actions
+
+
+def vars_of(candidate: Candidate) -> dict[str, object]:
+    """But for probes that a dead or silent address has long not answered."""
+    return {name: getattr(candidate, name) for name in candidate.__slots__ if candidate.answered or name != "waiting"}

@@ -339,6 +339,29 @@ def test_live_sessions_survive_a_flood_of_strangers(a: Side, b: Side) -> None:
     assert a.machine.is_proved(B) and a.machine.known_key(77) == bytes(32)
 
 
+def test_what_rests_is_not_forgotten(a: Side, b: Side) -> None:
+    """The record of an idle peer: packed only while nothing is under way, and the same afterwards."""
+    meet(a, b, 0.0)
+    a.machine.rest(B, 0.5)
+    peers = a.machine._peers
+    assert B in peers._records, "a session was wanted a moment ago"
+    a.machine.pin(B, b.identity.public_key)
+    before = peers.get(B)
+    before.remember_old(bytes(32), 1e9)
+    a.machine.rest(B, 100.0)
+    assert B not in peers._records and len(peers) == 1
+    assert a.machine.is_proved(B) and a.machine.known_key(B) == b.identity.public_key
+    after = peers.get(B)
+    assert after is not before
+    for gone in ("want_until", "attempts", "_sent", "_sent_relay"):
+        setattr(after, gone, getattr(before, gone))
+    assert after == before
+    a.machine.rest(B, 100.0)
+    assert a.machine.rotate(100.0)
+    a.machine.tick(101.0)
+    assert [i.pending for i in a.take(act.InstallKey)] == [True], "a rotation reaches those that rest"
+
+
 def test_forget_keeps_the_pin(a: Side, b: Side) -> None:
     a.machine.pin(B, b.identity.public_key)
     meet(a, b, 0.0)
