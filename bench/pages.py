@@ -9,7 +9,8 @@ from typing import Any
 from goals import compared, goals
 from net.record import percentile
 
-TAILS = ("rtt_us", "warm_ms", "cold_ms")  # metrics of many samples a run: their tail says more than the maximum
+# Metrics of many samples a run: their tail says more than the maximum.
+TAILS = ("rtt_us", "dial_ms", "warm_ms", "open_ms", "cold_ms")
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }

@@ -39,6 +39,7 @@ enum pl_event_type {
   PL_EV_CLIENT_FRAME,    /* client: IPC request; a = cmd, data = payload */
   PL_EV_CLIENT_CLOSED,   /* client is gone; its connections are closed already */
   PL_EV_PMTU,            /* node: a = largest segment of the active path */
+  PL_EV_CLIENT_CONN,     /* conn became a client's without Python: as CONN_OPEN, or, with a = 1, as ACCEPT */
 };
 enum { PL_DIAL_REFUSED = 1, PL_DIAL_TIMEOUT = 2, PL_DIAL_NO_KEY = 3 };
 
@@ -185,6 +186,7 @@ bool pl_engine_has_ready(const pl_engine *e);
 typedef struct pl_client_conn {
   pl_stream *s;    /* for peek/consume/reserve/commit; after using it call pl_engine_touch */
   uint32_t client;
+  bool accepted;   /* inbound and claimed: the client has to be told before anything else, if there is no tag yet */
   bool dead;       /* reset: the shell hands over what is buffered, then calls pl_engine_close */
   void **tag;      /* the shell's own record; NULL until it sets one */
 } pl_client_conn;
@@ -193,6 +195,12 @@ bool pl_engine_client_conn(const pl_engine *e, uint32_t conn, pl_client_conn *ou
 /* Hook: the connection stops being the client's (closed, forgotten, given to another owner), and `s` may be read for the last time.
  * Called only when a tag was set. Must not call the engine. */
 void pl_engine_on_release(pl_engine *e, void (*fn)(void *ctx, uint32_t conn, pl_stream *s, void *tag), void *ctx);
+/* Of a dial that has just begun: its answer is the shell's and not Python's. When it opens it is its client's at once and next_ready names it
+ * (Python hears CLIENT_CONN); one that fails is told to the hook, which must not call the engine. PL_ENOENT, PL_ESTATE. */
+int pl_engine_claim_dial(pl_engine *e, uint32_t conn);
+/* Inbound streams of ports of owner CLIENT are their client's at once, named by next_ready, instead of ACCEPT events. */
+void pl_engine_claim_accepts(pl_engine *e, bool claim);
+void pl_engine_on_dial_failed(pl_engine *e, void (*fn)(void *ctx, uint32_t conn, uint32_t client), void *ctx);
 /* Hook: a CLIENT_FRAME event left the queue; `len` is the size of its data. Must not call the engine. */
 void pl_engine_on_taken(pl_engine *e, void (*fn)(void *ctx, uint32_t client, uint32_t len), void *ctx);
 void pl_engine_touch(pl_engine *e, uint32_t conn);

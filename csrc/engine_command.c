@@ -179,13 +179,28 @@ bool pl_engine_has_ready(const pl_engine *e) { return e->ready_head != NULL; }
 bool pl_engine_client_conn(const pl_engine *e, uint32_t conn, pl_client_conn *out) {
   pl_conn *c = find(e, conn);
   if (!c || c->owner != PL_OWNER_CLIENT) return false;
-  *out = (pl_client_conn){.s = c->s, .client = c->client, .dead = c->dead, .tag = &c->tag};
+  *out = (pl_client_conn){.s = c->s, .client = c->client, .accepted = c->claimed && c->inbound, .dead = c->dead, .tag = &c->tag};
   return true;
 }
 
 void pl_engine_on_release(pl_engine *e, void (*fn)(void *, uint32_t, pl_stream *, void *), void *ctx) {
   e->release_fn = fn;
   e->release_ctx = ctx;
+}
+
+int pl_engine_claim_dial(pl_engine *e, uint32_t conn) {
+  pl_conn *c = find(e, conn);
+  if (!c) return PL_ENOENT;
+  if (!c->dialing) return PL_ESTATE;
+  c->claimed = true;
+  return PL_OK;
+}
+
+void pl_engine_claim_accepts(pl_engine *e, bool claim) { e->claim_accepts = claim; }
+
+void pl_engine_on_dial_failed(pl_engine *e, void (*fn)(void *, uint32_t, uint32_t), void *ctx) {
+  e->dial_failed_fn = fn;
+  e->dial_failed_ctx = ctx;
 }
 
 void pl_engine_on_taken(pl_engine *e, void (*fn)(void *, uint32_t, uint32_t), void *ctx) {

@@ -171,8 +171,12 @@ void pl_conn_send_reset(pl_engine *e, pl_conn *c) {
 }
 
 static void dial_failed(pl_engine *e, pl_conn *c, uint64_t reason) {
-  pl_event *ev = conn_event(e, c, PL_EV_CONN_FAILED);
-  if (ev) ev->a = reason;
+  if (c->claimed) {
+    if (e->dial_failed_fn) e->dial_failed_fn(e->dial_failed_ctx, c->id, c->client);
+  } else {
+    pl_event *ev = conn_event(e, c, PL_EV_CONN_FAILED);
+    if (ev) ev->a = reason;
+  }
   conn_free(e, c);
 }
 
@@ -314,6 +318,12 @@ static void on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
   c->client = port->client;
   if (port->owner == PL_OWNER_ECHO) {
     c->owner = PL_OWNER_ECHO;
+  } else if (port->owner == PL_OWNER_CLIENT && e->claim_accepts) {
+    c->owner = PL_OWNER_CLIENT;
+    c->claimed = true;
+    pl_event *ev = conn_event(e, c, PL_EV_CLIENT_CONN);
+    if (ev) ev->a = 1;
+    mark_ready(e, c);
   } else {
     c->parked = true;
     port->parked++;
@@ -443,7 +453,11 @@ void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev) {
       c->dialing = false;
       c->parked = false;
       c->dial_deadline_ns = PL_NEVER;
-      conn_event(e, c, PL_EV_CONN_OPEN);
+      conn_event(e, c, c->claimed ? PL_EV_CLIENT_CONN : PL_EV_CONN_OPEN);
+      if (c->claimed) {
+        c->owner = PL_OWNER_CLIENT;
+        mark_ready(e, c);
+      }
     }
   }
   if (ev & (PL_SEV_READABLE | PL_SEV_EOF)) pl_conn_tell_readable(e, c);

@@ -135,6 +135,7 @@ typedef struct pl_conn {
   uint64_t dial_deadline_ns; /* while dialing */
   uint64_t timeouts_seen, sent_seen; /* since bytes last went out for the first time */
   bool dialing, held;        /* held: SYN waits for key and path */
+  bool claimed;              /* the local clients' shell answers the dial, or takes the accepted stream, by itself */
   bool inbound, parked;      /* parked: counted in its port's accept queue */
   bool closing;              /* closed on our side: what still arrives is discarded */
   bool dead;                 /* reset; kept only until a local client's shell let go */
@@ -199,6 +200,9 @@ struct pl_engine {
   void *wake_ctx;
   void (*taken_fn)(void *, uint32_t, uint32_t);
   void *taken_ctx;
+  bool claim_accepts;
+  void (*dial_failed_fn)(void *, uint32_t, uint32_t);
+  void *dial_failed_ctx;
   pl_engine_stats st;
 };
 

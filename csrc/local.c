@@ -59,6 +59,7 @@ static pl_lconn *lconn_new(pl_client *c, uint32_t id) {
   lc->all_next = c->conns;
   if (c->conns) c->conns->all_prev = lc;
   c->conns = lc;
+  c->n_conns++;
   return lc;
 }
 
@@ -68,6 +69,7 @@ static void lconn_free(pl_lconn *lc) {
   else
     lc->client->conns = lc->all_next;
   if (lc->all_next) lc->all_next->all_prev = lc->all_prev;
+  lc->client->n_conns--;
   free(lc);
 }
 
@@ -83,12 +85,20 @@ static void on_release(void *ctx, uint32_t conn, pl_stream *s, void *tag) {
   pl_lconn *lc = tag;
   pl_client *c = lc->client;
   pl_client_detach(lc, s);
-  if (!c->leaving) {
+  if (!c->leaving && lc->waiting) {
+    pl_client_dial_lost(l, c, conn);
+  } else if (!c->leaving) {
     queue_close_ok(l, c, conn);
     if (c->blocked && c->send_conn == conn) c->blocked = false; /* the rest of the frame is discarded */
     pl_local_work(l, c, true);
   }
   lconn_free(lc);
+}
+
+static void on_dial_failed(void *ctx, uint32_t conn, uint32_t client) {
+  pl_local *l = ctx;
+  pl_client *c = find(l, client);
+  if (c) pl_client_dial_lost(l, c, conn);
 }
 
 static void on_taken(void *ctx, uint32_t client, uint32_t len) {
@@ -115,13 +125,31 @@ static void on_datagram(void *ctx, const pl_packet *pkt) {
   }
 }
 
+/* Tells the client of an inbound stream. False if it cannot take it. */
+static bool announce(pl_local *l, const pl_lconn *lc) {
+  pl_conn_info info;
+  uint8_t b[14];
+  if (lc->client->n_conns > PL_DIALS || pl_engine_conn_info(l->e, lc->id, &info) < 0) return false;
+  pl_put16(b, info.local_port);
+  pl_put32(b + 2, lc->id);
+  pl_put16(b + 6, info.remote_net);
+  pl_put32(b + 8, info.node);
+  pl_put16(b + 12, info.remote_port);
+  return pl_client_queue(l, lc->client, PL_IPC_ACCEPT, b, sizeof b, NULL, 0, false) == PL_OK;
+}
+
 /* The connection belongs to a client: finds or makes the record. NULL if the client is gone (the connection is then closed). */
 static pl_lconn *adopt(pl_local *l, uint32_t conn, const pl_client_conn *cc) {
   if (*cc->tag) return *cc->tag;
   pl_client *c = find(l, cc->client);
-  pl_lconn *lc = c ? lconn_new(c, conn) : NULL;
+  pl_lconn *lc = c && !c->leaving ? lconn_new(c, conn) : NULL;
   if (!lc) {
     pl_engine_close(l->e, conn, l->now_ns);
+    return NULL;
+  }
+  if (cc->accepted && !announce(l, lc)) {
+    lconn_free(lc);
+    pl_engine_abort(l->e, conn, l->now_ns);
     return NULL;
   }
   *cc->tag = lc;
@@ -137,6 +165,8 @@ static void route_ready(pl_local *l) {
     pl_lconn *lc = adopt(l, id, &cc);
     if (!lc) continue;
     pl_client *c = lc->client;
+    if (!lc->waiting && pl_client_dialed(l, lc)) continue;
+    if (lc->waiting) continue;
     if (cc.dead || pl_stream_readable(cc.s) || pl_stream_eof(cc.s)) pl_client_push(l, lc);
     if (c->blocked && c->send_conn == id) {
       c->blocked = false;
@@ -197,6 +227,7 @@ static void client_free(pl_local *l, pl_client *c) {
   pl_engine_post(l->e, &ev, NULL, 0);
   close(c->fd); /* epoll forgets it with that */
   l->st.clients--;
+  pl_client_free_dials(c);
   free(c->in);
   free(c->out);
   free(c->rest);
@@ -302,6 +333,7 @@ void pl_local_on_client(pl_local *l, uint32_t client, uint32_t epoll_events, uin
 }
 
 static void serve(pl_local *l, pl_client *c) {
+  if (c->dials) pl_client_advance_dials(l, c);
   if (c->readable) {
     c->readable = false;
     if (!pl_client_paused(c)) pl_client_read(l, c);
@@ -361,10 +393,12 @@ pl_local *pl_local_new(pl_engine *e, int epoll_fd, uint32_t max_clients, uint64_
   l->accept_at_ns = PL_NEVER;
   l->max_clients = max_clients;
   l->next_id = 1;
+  l->dial_net = -1;
   pl_map_init(&l->clients, hash_seed);
   pl_engine_on_datagram(e, on_datagram, l);
   pl_engine_on_release(e, on_release, l);
   pl_engine_on_taken(e, on_taken, l);
+  pl_engine_on_dial_failed(e, on_dial_failed, l);
   return l;
 }
 
@@ -376,6 +410,7 @@ void pl_local_free(pl_local *l, uint64_t now_ns) {
   pl_engine_on_datagram(l->e, NULL, NULL);
   pl_engine_on_release(l->e, NULL, NULL);
   pl_engine_on_taken(l->e, NULL, NULL);
+  pl_engine_on_dial_failed(l->e, NULL, NULL);
   pl_map_free(&l->clients);
   free(l);
 }
@@ -406,6 +441,19 @@ int pl_local_attach(pl_local *l, uint32_t conn, uint32_t client, uint64_t now_ns
   pl_client_conn cc;
   if (!pl_engine_client_conn(l->e, conn, &cc)) return PL_ENOENT;
   return adopt(l, conn, &cc) ? PL_OK : PL_ENOMEM;
+}
+
+void pl_local_serve_streams(pl_local *l, int32_t net) {
+  l->dial_net = net;
+  pl_engine_claim_accepts(l->e, net >= 0);
+}
+
+int pl_local_dial_answered(pl_local *l, uint32_t client, uint64_t now_ns) {
+  pl_client *c = find(l, client);
+  if (!c) return PL_ENOENT;
+  l->now_ns = now_ns;
+  pl_client_dial_answered(l, c);
+  return PL_OK;
 }
 
 void pl_local_get_stats(const pl_local *l, pl_local_stats *out) { *out = l->st; }

@@ -1,7 +1,7 @@
 /* Local clients: the Unix socket, IPC frames, and the bytes that flow between clients and streams (ipc.md 1 and 2).
  *
- * A shell beside the engine, driven by loop.c under its lock. Handled here, without Python: Send, Close, SendTo, and the pushes
- * Recv, CloseOK, RecvFrom. Every other frame becomes a CLIENT_FRAME event.
+ * A shell beside the engine, driven by loop.c under its lock. Handled here, without Python: Send, Close, SendTo, dials to
+ * peers that are there, and the pushes Accept, Recv, CloseOK, RecvFrom. Every other frame becomes a CLIENT_FRAME event.
  *
  * Stream bytes go from the socket into the stream's send buffer and from its receive buffer to the socket; nothing here stores
  * them. A client that sends faster than the tunnel is not read; one that reads slowly leaves its bytes in the stream, whose window
@@ -13,6 +13,9 @@
 
 /* ipc.md 2; the others are Python's. */
 enum {
+  PL_IPC_DIAL = 0x03,
+  PL_IPC_DIAL_OK = 0x04,
+  PL_IPC_ACCEPT = 0x05,
   PL_IPC_SEND = 0x06,
   PL_IPC_RECV = 0x07,
   PL_IPC_CLOSE = 0x08,
@@ -31,6 +34,7 @@ typedef struct pl_local_stats {
   uint64_t refused;        /* connections of other users, or beyond max_clients */
   uint64_t send_drops;     /* Send and SendTo frames that had nowhere to go */
   uint64_t datagram_drops; /* RecvFrom pushes that found a client's queue full */
+  uint64_t dials;          /* answered without Python */
   uint32_t clients;
 } pl_local_stats;
 
@@ -53,6 +57,9 @@ uint64_t pl_local_deadline(const pl_local *l);
 int pl_local_send(pl_local *l, uint32_t client, uint8_t cmd, const uint8_t *payload, uint32_t len);
 int pl_local_close(pl_local *l, uint32_t client, uint64_t now_ns);
 int pl_local_attach(pl_local *l, uint32_t conn, uint32_t client, uint64_t now_ns);
+/* See pl_loop_serve_streams and pl_loop_dial_answered. */
+void pl_local_serve_streams(pl_local *l, int32_t net);
+int pl_local_dial_answered(pl_local *l, uint32_t client, uint64_t now_ns);
 void pl_local_get_stats(const pl_local *l, pl_local_stats *out);
 
 #endif

@@ -9,7 +9,7 @@
 #define NODE_BROADCAST 0xffffffffu
 
 bool pl_client_paused(const pl_client *c) {
-  return c->blocked || c->taken >= PL_TAKEN_FRAMES || c->taken_bytes >= PL_TAKEN_BYTES || c->out_frames >= PL_OUT_PAUSE;
+  return c->blocked || c->n_dials >= PL_DIALS || c->taken >= PL_TAKEN_FRAMES || c->taken_bytes >= PL_TAKEN_BYTES || c->out_frames >= PL_OUT_PAUSE;
 }
 
 /* ---- frames ---- */
@@ -25,7 +25,7 @@ static void on_close(pl_local *l, pl_client *c, const uint8_t *p, uint32_t len) 
   pl_client_close_request(l, c, pl_get32(p));
 }
 
-static void to_python(pl_local *l, pl_client *c, uint8_t cmd, const uint8_t *p, uint32_t len) {
+void pl_client_to_python(pl_local *l, pl_client *c, uint8_t cmd, const uint8_t *p, uint32_t len) {
   pl_event head = {.type = PL_EV_CLIENT_FRAME, .client = c->id, .a = cmd};
   if (pl_engine_post(l->e, &head, p, len) < 0) {
     c->broken = true; /* out of memory: a request without an answer would hang the client */
@@ -43,7 +43,7 @@ static void on_send_to(pl_local *l, pl_client *c, const uint8_t *p, uint32_t len
   uint16_t net = pl_get16(p);
   uint32_t node = pl_get32(p + 2);
   if (node == NODE_BROADCAST) { /* only the registry knows the members */
-    to_python(l, c, PL_IPC_SEND_TO, p, len);
+    pl_client_to_python(l, c, PL_IPC_SEND_TO, p, len);
     return;
   }
   if (pl_engine_send_datagram(l->e, net, 0, net, node, pl_get16(p + 6), p + 8, len - 8, l->now_ns) < 0) l->st.send_drops++;
@@ -57,8 +57,14 @@ static void on_frame(pl_local *l, pl_client *c, uint8_t cmd, const uint8_t *p, u
     case PL_IPC_SEND_TO:
       on_send_to(l, c, p, len);
       break;
+    case PL_IPC_DIAL:
+      if (l->dial_net >= 0)
+        pl_client_dial(l, c, p, len);
+      else
+        pl_client_to_python(l, c, cmd, p, len);
+      break;
     default:
-      to_python(l, c, cmd, p, len);
+      pl_client_to_python(l, c, cmd, p, len);
   }
 }
 

@@ -2,6 +2,7 @@
  *
  *   local.c      the listening socket, clients coming and going, connections coming and going, pump
  *   local_in.c   from the socket: frames, Send bodies
+ *   local_dial.c dials that are made here
  *   local_out.c  to the socket: queued frames, Recv frames out of streams
  *
  * Order on a client's socket: a frame once begun is finished; then queued frames; then Recv frames, connections taking turns. So
@@ -25,6 +26,7 @@
 #define PL_OUT_PAUSE 128u           /* from here on the client is not read: its requests make these frames */
 #define PL_TAKEN_FRAMES 64u         /* requests that wait for Python, per client ... */
 #define PL_TAKEN_BYTES (4u << 20)   /* ... before the client is not read any more */
+#define PL_DIALS 4096u              /* connections and dials of a client; beyond, it is not read until some are answered */
 #define PL_SLOW_NS (10 * PL_NS_PER_S)
 
 struct pl_client;
@@ -33,10 +35,13 @@ struct pl_client;
 typedef struct pl_lconn {
   uint32_t id;
   bool queued; /* in its client's push list */
+  bool waiting; /* its dial has not been answered: nothing is pushed */
   struct pl_client *client;
   struct pl_lconn *next, *prev;           /* push list */
   struct pl_lconn *all_next, *all_prev;   /* all connections of the client */
 } pl_lconn;
+
+typedef struct pl_dial pl_dial;
 
 typedef struct pl_client {
   uint32_t id;
@@ -81,6 +86,8 @@ typedef struct pl_client {
   struct pl_client *stall_next, *stall_prev;
 
   pl_lconn *conns;
+  uint32_t n_conns, n_dials;
+  pl_dial *dials, *dials_tail;            /* asked for and not answered, in order */
 } pl_client;
 
 struct pl_local {
@@ -90,6 +97,7 @@ struct pl_local {
   uint64_t accept_at_ns;  /* accepting failed: tried again then; PL_NEVER = it is armed */
   uint32_t max_clients, next_id;
   size_t pump_left;       /* of PL_PUMP_BYTES */
+  int32_t dial_net;       /* dials to addresses of this network may be made here; -1: none */
   pl_map clients;         /* id -> pl_client */
   pl_client *head;
   pl_client *work_head, *work_tail;
@@ -107,6 +115,18 @@ static inline void pl_local_spend(pl_local *l, size_t n) { l->pump_left -= n < l
 /* ---- local_in.c ---- */
 /* Reads and handles what is there, up to a turn. Sets `broken` when the client has to go. */
 void pl_client_read(pl_local *l, pl_client *c);
+
+/* Makes the frame a CLIENT_FRAME event. */
+void pl_client_to_python(pl_local *l, pl_client *c, uint8_t cmd, const uint8_t *p, uint32_t len);
+
+/* ---- local_dial.c ---- */
+void pl_client_dial(pl_local *l, pl_client *c, const uint8_t *p, uint32_t len);
+void pl_client_advance_dials(pl_local *l, pl_client *c);
+/* A connection has become the client's. True if it was dialled here: then nothing is pushed before the answer. */
+bool pl_client_dialed(pl_local *l, pl_lconn *lc);
+void pl_client_dial_lost(pl_local *l, pl_client *c, uint32_t conn); /* it failed, or is gone before it was answered */
+void pl_client_dial_answered(pl_local *l, pl_client *c);           /* by Python */
+void pl_client_free_dials(pl_client *c);
 
 /* ---- local_out.c ---- */
 /* Queues a complete frame from up to two parts. `forced`: not subject to the bounds. PL_OK, PL_ELIMIT, PL_ENOMEM. */

@@ -349,6 +349,16 @@ int pl_loop_attach(pl_loop *l, uint32_t conn, uint32_t client) {
   return l->local ? pl_local_attach(l->local, conn, client, pl_loop_clock_ns()) : PL_ENOENT;
 }
 
+int pl_loop_serve_streams(pl_loop *l, int32_t net) {
+  if (!l->local) return PL_ESTATE;
+  pl_local_serve_streams(l->local, net);
+  return PL_OK;
+}
+
+int pl_loop_dial_answered(pl_loop *l, uint32_t client) {
+  return l->local ? pl_local_dial_answered(l->local, client, pl_loop_clock_ns()) : PL_ENOENT;
+}
+
 /* ---- counters ---- */
 
 void pl_loop_get_stats(pl_loop *l, pl_loop_stats *out) {
@@ -366,6 +376,7 @@ void pl_loop_get_stats(pl_loop *l, pl_loop_stats *out) {
       .wakeups = l->wakeups,
       .client_frames = c.frames,
       .client_bad_frames = c.bad_frames,
+      .client_dials = c.dials,
       .client_slow = c.slow,
       .client_refused = c.refused,
       .client_send_drops = c.send_drops,

@@ -45,10 +45,15 @@ int pl_loop_client_send(pl_loop *l, uint32_t client, uint8_t cmd, const uint8_t 
 int pl_loop_client_close(pl_loop *l, uint32_t client);
 /* Hands a connection to a client: its bytes flow as Recv frames from now on, after frames queued before. */
 int pl_loop_attach(pl_loop *l, uint32_t conn, uint32_t client);
+/* Streams come to clients without Python from now on: inbound ones of their ports, and dials to addresses of network `net` whose peer is there;
+ * -1: none do. Then Python says of every Dial request that it was given when it has answered it, whatever the answer. */
+int pl_loop_serve_streams(pl_loop *l, int32_t net);
+int pl_loop_dial_answered(pl_loop *l, uint32_t client);
 
 typedef struct pl_loop_stats {
   uint64_t recv_calls, recv_datagrams, send_calls, send_datagrams, send_errors, gso_fallbacks, wakeups;
   uint64_t client_frames, client_bad_frames;
+  uint64_t client_dials;          /* answered without Python */
   uint64_t client_slow;           /* disconnected: did not read for 10 s while output waited */
   uint64_t client_refused;        /* another user's, or beyond max_clients */
   uint64_t client_send_drops;     /* Send and SendTo frames with nowhere to go */

@@ -127,19 +127,20 @@ async def rtt(transport: Transport, count: int, size: int = 64, pause: float = 0
 
 
 async def dial(transport: Transport, count: int, cold: bool = False) -> dict[str, Any]:
-    """From the wish to connect to the first echoed byte, milliseconds each."""
-    samples = []
+    """From the wish to connect: open_ms until that is answered, ms until the first echoed byte."""
+    samples, opened = [], []
     for _ in range(count):
         if cold:
             await transport.forget()
         start = time.perf_counter_ns()
         stream = await transport.connect()
+        opened.append((time.perf_counter_ns() - start) / 1e6)
         await stream.write(FIRST)
         if not await stream.read():
             raise EOFError("the echo ended")
         samples.append((time.perf_counter_ns() - start) / 1e6)
         await stream.close()
-    return {"ms": samples}
+    return {"open_ms": opened, "ms": samples}
 
 
 async def path(transport: Transport) -> dict[str, Any]:

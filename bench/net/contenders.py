@@ -100,19 +100,20 @@ class Contender:
         self.server.hear()
         return samples
 
-    def dial(self, count: int) -> list[float]:
-        """Milliseconds from the wish for a stream to its first echoed byte, where the tunnel or connection stands."""
+    def dial(self, count: int) -> dict[str, list[float]]:
+        """Where the tunnel or connection stands, milliseconds from the wish for a stream: dial_ms until the dial is answered,
+        warm_ms until the first echoed byte."""
         self.server.tell(op="echo", streams=count)
-        samples: list[float] = self.client.ask(60, op="dial", count=count)["ms"]
+        samples = self.client.ask(60, op="dial", count=count)
         self.server.hear()
-        return samples
+        return {"dial_ms": samples["open_ms"], "warm_ms": samples["ms"]}
 
-    def cold(self) -> float:
-        """The same where nothing stands."""
+    def cold(self) -> dict[str, float]:
+        """The same where nothing stands: open_ms, cold_ms."""
         self.server.tell(op="echo")
-        sample: float = self.client.ask(60, op="dial", count=1, cold=True)["ms"][0]
+        samples = self.client.ask(60, op="dial", count=1, cold=True)
         self.server.hear()
-        return sample
+        return {"open_ms": samples["open_ms"][0], "cold_ms": samples["ms"][0]}
 
 
 class Addressed(Contender):

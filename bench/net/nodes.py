@@ -64,7 +64,7 @@ class InProcess(Contender):
         self.client = self._end(self.a, "client")
         self.expect_path()
 
-    def cold(self) -> float:
+    def cold(self) -> dict[str, float]:
         """As Contender.cold: by a client node that has just started, to a peer that is trusted but has no tunnel with it."""
         self.bed.release(self.client)
         self.client = self._end(self.a, "client")
@@ -114,8 +114,8 @@ class Daemons(Contender):
     def start(self) -> None:
         for host in (self.a, self.b):
             self.daemons.append(self._daemon(host))
-        self._ctl(self.a, "handshake", f"{self.name}-b", "benchmark")
         for host in (self.a, self.b):
+            self._ctl(host, "handshake", f"{self.name}-b" if host is self.a else f"{self.name}-a", "benchmark")
             wait_for(lambda host=host: self._ctl(host, "trust").get("trusted"), "trust")
         self.server = self.b.driver(self.home / "b", "socket", "server")
         self.client = self.a.driver(self.home / "a", "socket", "client", "--peer", f"{self.name}-b")

@@ -11,7 +11,8 @@ from typing import Any
 
 UNITS = {
     "mbit_s": "Mbit/s", "cpu_s_gb": "CPU-s/GB", "python_share": "Python, share of CPU", "rss_mb": "MB resident",
-    "rtt_us": "us", "warm_ms": "ms, warm", "cold_ms": "ms, cold", "mpps": "Mpps", "mpps_core": "Mpps per core",
+    "rtt_us": "us", "dial_ms": "ms, dial", "warm_ms": "ms to a byte", "open_ms": "ms, cold dial",
+    "cold_ms": "ms to a byte, cold", "mpps": "Mpps", "mpps_core": "Mpps per core",
     "added_ms": "ms added", "transfer_s": "s", "lost_percent": "% lost", "share_percent": "% of the bottleneck",
     "core_percent": "% of a core", "ns": "ns",
 }  # fmt: skip

@@ -38,8 +38,8 @@ def direct(record: Record, plan: Plan) -> None:
         for _ in race.rounds():
             race.measure("bulk", BULK, lambda r: r.bulk(plan.seconds))
             race.measure("rtt", ROUND_TRIP, lambda r: {"rtt_us": r.rtt(plan.round_trips)})
-            race.measure("dial", SETUP, lambda r: {"warm_ms": r.dial(10)})
-            race.measure("cold", SETUP, lambda r: {"cold_ms": r.cold()})
+            race.measure("dial", SETUP, lambda r: r.dial(10))
+            race.measure("cold", SETUP, lambda r: r.cold())
         for run in race.rounds(1 if not plan.peers else max(1, plan.runs - 2)):
             race.measure("duplex", BOTH_WAYS, lambda r: r.duplex(plan.seconds))
             race.measure("datagrams", DATAGRAMS, lambda r: r.datagrams(plan.seconds))
@@ -74,8 +74,8 @@ def relayed(record: Record, plan: Plan) -> None:
         for _ in race.rounds():
             race.measure("bulk", BULK, lambda r: relay_bulk(r, plan.seconds, [beacon]))
             race.measure("rtt", ROUND_TRIP, lambda r: {"rtt_us": r.rtt(plan.round_trips // 2)})
-            race.measure("dial", SETUP, lambda r: {"warm_ms": r.dial(10)})
-            race.measure("cold", SETUP, lambda r: {"cold_ms": r.cold()})
+            race.measure("dial", SETUP, lambda r: r.dial(10))
+            race.measure("cold", SETUP, lambda r: r.cold())
         if plan.peers:
             for _ in race.rounds(2):
                 for count in MANY[:2]:

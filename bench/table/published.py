@@ -42,9 +42,9 @@ def run(record: Record, plan: Plan) -> None:
             raise BenchError("out of time")
         scenario = f"{TITLE}: {row.name}"
         record.add(scenario, "published figure", "mbit_s", row.published[0])
-        record.add(scenario, "published figure", "cold_ms", row.published[1])
+        record.add(scenario, "published figure", "open_ms", row.published[1])
         record.limit(scenario, "mbit_s", ">=", row.published[0])
-        record.limit(scenario, "cold_ms", "<=", row.published[1])
+        record.limit(scenario, "open_ms", "<=", row.published[1])
         if row.relayed:
             record.limit(scenario, "added_ms", "<=", 1.0)
         with record.attempt(scenario, InProcess.label):
@@ -63,4 +63,4 @@ def one(record: Record, plan: Plan, row: Row, scenario: str) -> None:
         for _ in range(max(3, plan.runs)):
             record.add_all(scenario, InProcess.label, node.bulk(max(2.0, plan.seconds)))
         for _ in range(max(3, plan.runs)):
-            record.add(scenario, InProcess.label, "cold_ms", node.cold())
+            record.add_all(scenario, InProcess.label, node.cold())

@@ -31,6 +31,7 @@ typedef struct node {
   bool hold_events;       /* the control plane is busy */
   unsigned opens, closes; /* CLIENT_OPEN, CLIENT_CLOSED */
   unsigned infos;         /* Info frames handed to Python */
+  unsigned dials;         /* Dial frames handed to it */
   uint32_t last_frame_len, last_client;
 } node;
 
@@ -84,7 +85,8 @@ static inline void control(node *n) {
       case PL_EV_CLIENT_FRAME:
         n->last_frame_len = ev->len;
         if (ev->a == DIAL && ev->len == 8) {
-          pl_engine_dial(n->e, 0, 0, pl_get32(ev->data + 2), pl_get16(ev->data + 6), ev->client, PL_NS_PER_S, n->w->now);
+          n->dials++;
+          pl_engine_dial(n->e, 0, 0, pl_get32(ev->data + 2), pl_get16(ev->data + 6), ev->client, PL_NS_PER_S / 2, n->w->now);
         } else if (ev->a == BIND && ev->len == 2) {
           pl_engine_listen(n->e, pl_get16(ev->data), PL_OWNER_CLIENT, ev->client, false);
           reply(n, ev->client, BIND_OK, ev->data, 2);
@@ -96,9 +98,11 @@ static inline void control(node *n) {
         pl_put32(b, ev->conn);
         reply(n, ev->client, DIAL_OK, b, 4);
         pl_local_attach(n->l, ev->conn, ev->client, n->w->now);
+        pl_local_dial_answered(n->l, ev->client, n->w->now);
         break;
       case PL_EV_CONN_FAILED:
         reply(n, ev->client, ERROR, (const uint8_t *)"\0\1refused", 9);
+        pl_local_dial_answered(n->l, ev->client, n->w->now);
         break;
       case PL_EV_ACCEPT:
         pl_put16(b, ev->local_port);

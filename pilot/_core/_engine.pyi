@@ -25,6 +25,7 @@ EV_CLIENT_OPEN: int
 EV_CLIENT_FRAME: int
 EV_CLIENT_CLOSED: int
 EV_PMTU: int
+EV_CLIENT_CONN: int
 DIAL_REFUSED: int
 DIAL_TIMEOUT: int
 DIAL_NO_KEY: int
@@ -139,6 +140,11 @@ class DataPlane(EngineBase):
     def client_send(self, client: int, cmd: int, payload: bytes = b"") -> bool:
         """Queues one IPC frame; False if the client is gone or hopelessly slow."""
     def client_close(self, client: int) -> None: ...
+    def serve_streams(self, network: int) -> None:
+        """Inbound streams of clients' ports, and dials to addresses of `network` whose peer is there, come to clients
+        without Python from now on (CLIENT_CONN tells of them); -1: none do. Then `dial_answered` is due for every Dial request
+        that comes as CLIENT_FRAME, once it is answered."""
+    def dial_answered(self, client: int) -> None: ...
     def attach(self, conn: int, client: int, cmd: int = 0, payload: bytes = b"") -> None:
         """Hands a connection to a client. cmd: queues that frame (DialOK, Accept) in front of the connection's bytes, in the
         same moment, so that the client may use the connection as soon as it has read it."""

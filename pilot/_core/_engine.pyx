@@ -6,7 +6,7 @@ from time import monotonic
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -20,7 +20,7 @@ cdef extern from "loop_wait.h" nogil:
 
 EV_FRAME, EV_BEACON, EV_PEER_WANTED, EV_NO_SESSION, EV_SESSION_PROVED, EV_SESSION_BROKEN = range(1, 7)
 EV_PATH_SEEN, EV_PONG, EV_CONN_OPEN, EV_CONN_FAILED, EV_ACCEPT, EV_READABLE, EV_WRITABLE = range(7, 14)
-EV_CONN_CLOSED, EV_DATAGRAM, EV_CLIENT_OPEN, EV_CLIENT_FRAME, EV_CLIENT_CLOSED, EV_PMTU = range(14, 20)
+EV_CONN_CLOSED, EV_DATAGRAM, EV_CLIENT_OPEN, EV_CLIENT_FRAME, EV_CLIENT_CLOSED, EV_PMTU, EV_CLIENT_CONN = range(14, 21)
 DIAL_REFUSED, DIAL_TIMEOUT, DIAL_NO_KEY = 1, 2, 3
 CAP_NOCRC, CAP_STREAM_OPTS = 1, 2
 OWNER_NONE, OWNER_APP, OWNER_ECHO, OWNER_CLIENT = 0, 1, 2, 3
@@ -637,6 +637,24 @@ cdef class DataPlane(EngineBase):
         with nogil:
             pl_loop_lock(self.loop, &now)
             pl_loop_client_close(self.loop, client)
+            pl_loop_unlock(self.loop)
+
+    def serve_streams(self, int32_t network):
+        cdef uint64_t now
+        cdef int r
+        self.check_open()
+        with nogil:
+            pl_loop_lock(self.loop, &now)
+            r = pl_loop_serve_streams(self.loop, network)
+            pl_loop_unlock(self.loop)
+        check(r)
+
+    def dial_answered(self, uint32_t client):
+        cdef uint64_t now
+        self.check_open()
+        with nogil:
+            pl_loop_lock(self.loop, &now)
+            pl_loop_dial_answered(self.loop, client)
             pl_loop_unlock(self.loop)
 
     def attach(self, uint32_t conn, uint32_t client, uint8_t cmd=0, const uint8_t[::1] payload=b""):

@@ -1,5 +1,5 @@
 # What the bindings use of csrc/: see the headers for meaning.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 
 
@@ -206,7 +206,7 @@ cdef extern from "loop.h" nogil:
         cbool use_gso, use_gro
     ctypedef struct pl_loop_stats:
         uint64_t recv_calls, recv_datagrams, send_calls, send_datagrams, send_errors, gso_fallbacks, wakeups
-        uint64_t client_frames, client_bad_frames, client_slow
+        uint64_t client_frames, client_bad_frames, client_dials, client_slow
         uint64_t client_refused, client_send_drops, client_datagram_drops
         uint32_t clients
         cbool gso, gro
@@ -223,6 +223,8 @@ cdef extern from "loop.h" nogil:
     int pl_loop_client_send(pl_loop *l, uint32_t client, uint8_t cmd, const uint8_t *payload, uint32_t len)
     int pl_loop_client_close(pl_loop *l, uint32_t client)
     int pl_loop_attach(pl_loop *l, uint32_t conn, uint32_t client)
+    int pl_loop_serve_streams(pl_loop *l, int32_t net)
+    int pl_loop_dial_answered(pl_loop *l, uint32_t client)
     void pl_loop_get_stats(pl_loop *l, pl_loop_stats *out)
 
 

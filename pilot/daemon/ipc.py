@@ -52,6 +52,7 @@ class Plane(Protocol):
 
     def client_send(self, client: int, cmd: int, payload: bytes = b"") -> bool: ...
     def client_close(self, client: int) -> None: ...
+    def dial_answered(self, client: int) -> None: ...
 
 
 class Owner(Protocol):
@@ -208,6 +209,8 @@ class IpcServer:
         else:
             log.error("reply does not fit one frame", extra={"reply_code": reply})
             self._error(client, "the answer is too large")
+        if reply == Cmd.DIAL_OK:
+            self._plane.dial_answered(client.id)
 
     def _error(self, client: Client, text: str) -> None:
         raw = text.encode("utf-8", "replace")[:MAX_ERROR_BYTES]

@@ -80,6 +80,12 @@ class StreamCommands:
         client.conns += 1
         self.hand_over(client, event.conn, push.code, push.payload)
 
+    def taken(self, client: Client | None, conn: int) -> None:
+        """The data plane has given a client a stream by itself."""
+        if client:  # else it has closed the connection
+            client.conns += 1
+            self._holders[conn] = client
+
     def closed(self, conn: int) -> None:
         """A connection is gone."""
         client = self._holders.pop(conn, None)

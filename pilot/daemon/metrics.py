@@ -28,6 +28,7 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
     "accept_queue_drops": ("pilot_accept_queue_drops", "Inbound streams that no local program took in time."),
     "drop_event": ("pilot_events_dropped", "Events of strangers dropped because too many were waiting."),
     "client_frames": ("pilot_client_frames", "Frames from local clients."),
+    "client_dials": ("pilot_client_dials", "Dials of local clients answered by the data plane alone."),
     "client_bad_frames": ("pilot_client_bad_frames", "Frames that cost a local client its connection."),
     "client_slow": ("pilot_clients_slow", "Local clients disconnected because they did not read."),
     "send_errors": ("pilot_send_errors", "Datagrams the system refused to send."),

@@ -21,6 +21,7 @@ from pilot._core import (
     CAP_STREAM_OPTS,
     EV_ACCEPT,
     EV_BEACON,
+    EV_CLIENT_CONN,
     EV_CONN_CLOSED,
     EV_SESSION_PROVED,
     OWNER_ECHO,
@@ -304,6 +305,10 @@ class Node:
             return
         if event.type == EV_ACCEPT:
             self._streams.accepted(self.ipc.clients.get(event.client), event)
+        elif event.type == EV_CLIENT_CONN:
+            self._streams.taken(self.ipc.clients.get(event.client), event.conn)
+            if not event.a:
+                self.traversal.want(event.node)
         elif event.type == EV_CONN_CLOSED:
             self._streams.closed(event.conn)
         elif event.type == EV_BEACON and isinstance(parse_beacon(event.data), Notify):
@@ -358,6 +363,7 @@ class Node:
     def _registered(self, again: bool) -> None:
         """The registry knows this node, perhaps under a new number."""
         self.plane.set_node(self.node_id)
+        self.plane.serve_streams(self.registration.address.network)
         self.traversal.set_node(self.node_id)
         self.trust.machine.own_node = self.node_id
         self.webhook.node_id = self.node_id

@@ -234,6 +234,11 @@ class Traversal:
         """The registry may answer now what it has just refused: trust was given."""
         self._book.ask_again(node)
 
+    def want(self, node: int) -> None:
+        """A stream to `node` was opened without connect()."""
+        self.paths.want(node, self._clock())
+        self._arm()
+
     def prefer_direct(self, node: int) -> None:
         """Every way to `node` is tried again at once, also after what failed before."""
         self._book.ask_again(node)
