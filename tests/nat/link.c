@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,8 @@
 
 #define MTU 1500
 #define SLOTS 65536u
+#define CROWDED 32u        /* packets in flight, from which on they are served in batches, as a network card does ... */
+#define BATCH_NS 50000ull  /* ... so far apart */
 
 typedef struct {
   uint64_t at;
@@ -149,8 +152,13 @@ int main(int argc, char **argv) {
     now = now_ns();
     uint64_t wait = next == UINT64_MAX ? 100000000ull : next > now ? next - now : 0;
     if (wait > 100000000ull) wait = 100000000ull;
+    bool crowded = dir[0].n + dir[1].n > CROWDED;
+    if (crowded && wait < BATCH_NS) wait = BATCH_NS;
     struct timespec ts = {.tv_sec = 0, .tv_nsec = (long)wait};
-    ppoll(p, 2, &ts, NULL);
+    if (crowded && wait == BATCH_NS)
+      nanosleep(&ts, NULL);
+    else
+      ppoll(p, 2, &ts, NULL);
   }
   return 0;
 }
