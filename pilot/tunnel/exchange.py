@@ -94,6 +94,7 @@ class KeyExchange:
         self._peers = PeerTable()
         self._timers: Deadlines = Deadlines()
         self._all: RateLimit[str] = RateLimit(1000.0, 2000.0, 1)
+        self._all_known: RateLimit[str] = RateLimit(1000.0, 2000.0, 1)  # of its own: strangers cannot use it up
         self._by_ip: RateLimit[str] = RateLimit(50.0, 100.0)
         self._by_peer: RateLimit[tuple[int, str]] = RateLimit(FRAMES_PER_S, FRAMES_PER_S)
         self._lookups: RateLimit[str] = RateLimit(50.0, 100.0, 1)
@@ -230,6 +231,9 @@ class KeyExchange:
         peer = self._peers.get(node)
         if now - peer.hinted_at < NO_SESSION_EVERY_S:
             return
+        if not relayed and not self._by_ip.take(addr[0], now):
+            self.stats.limited += 1  # the answer is longer than the frame, and the frame may name any sender and any source
+            return
         peer.hinted_at = now
         if peer.identity:  # strangers who are not even registered get no answer
             self._restate(peer, addr, relayed, now)
@@ -313,7 +317,11 @@ class KeyExchange:
         source = "" if relayed else addr[0]
         if not relayed and not self._by_ip.take(source, now):
             return False
-        return self._by_peer.take((node, source), now) and self._all.take("", now)
+        if not self._by_peer.take((node, source), now):
+            return False
+        peer = self._peers.find(node)
+        known = peer is not None and (peer.pin or peer.live or peer.wanted(now))
+        return (self._all_known if known else self._all).take("", now)
 
     def _judge(self, parsed: Pila | Pilk, data: bytes, addr: Addr, relayed: bool, now: float) -> None:
         peer = self._peers.get(parsed.node)
@@ -396,7 +404,7 @@ class KeyExchange:
     def _ask_registry(self, peer: PeerRecord, now: float, fresh: bool = False) -> None:
         if not fresh and now - peer.asked_at < KEY_LOOKUP_EVERY_S:
             return
-        if not self._lookups.take("", now):
+        if not peer.wanted(now) and not self._lookups.take("", now):  # what this node wants is not a stranger's doing
             self.stats.limited += 1
             return
         peer.asked_at = now

@@ -390,3 +390,32 @@ def test_the_key_is_in_force_before_the_answer_leaves(a: Side, b: Side) -> None:
     kinds = [type(action) for action in b.machine.take()]
     sends = [kinds.index(k) for k in (act.SendTo, act.SendRelay) if k in kinds]
     assert sends and kinds.index(act.InstallKey) < min(sends)
+
+
+def test_a_flood_of_strangers_does_not_shut_out_who_is_wanted(a: Side, b: Side) -> None:
+    """Small frames with forged sources, more than are looked at: the peer this node dials gets through all the same."""
+    flood = bytearray(build_pilk(1, bytes(range(32))))
+
+    def storm(now: float) -> None:
+        for n in range(3000):
+            flood[4:8] = (n + 10).to_bytes(4, "big")
+            a.machine.frame(bytes(flood), (f"10.{int(now)}.{n >> 8}.{n & 255}", 1), False, 0, now)
+
+    storm(0.0)
+    a.take(object)
+    a.machine.want(B, 0.0)
+    assert [k.node for k in a.take(act.NeedPeerKey)] == [B]
+    a.machine.peer_key(B, b.identity.public_key, 0.1)
+    storm(0.2)
+    a.machine.frame(b.pila(), ADDR_B, False, 0, 0.2)
+    assert [k.node for k in a.take(act.InstallKey)] == [B]
+
+
+def test_nobody_is_flooded_with_our_answers_in_the_name_of_peers(a: Side, b: Side) -> None:
+    """Encrypted frames that claim to be of many nodes and of one source: what we answer is longer than they are."""
+    for n in range(2000):
+        a.machine.pin(n + 1000, bytes(32))
+        a.machine.no_session(n + 1000, ADDR_B, False, 1.0)
+    assert len({s.node for s in a.take(act.SendTo)}) <= 100
+    a.machine.no_session(5000, ("203.0.113.9", 1), False, 1.0)
+    assert a.machine.stats.limited == 1900
