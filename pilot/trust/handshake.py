@@ -178,7 +178,8 @@ class HandshakeMachine:
             return "replay"
         if not msg.verify(self.own_node):
             return "signature"
-        if len(self._seen) >= REPLAY_MAX:
+        expected = remote_node in self.store.trusted or remote_node in self.store.requested
+        if len(self._seen) >= REPLAY_MAX and not expected:  # strangers who fill it do not shut out who is expected
             return "replay_full"
         if self._seen_of[remote_node] >= REPLAY_PER_NODE:
             return "limited"

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -46,7 +47,8 @@ log = logging.getLogger(__name__)
 
 RECEIVE_S = 10.0
 BLAME_EVERY_S = 60.0
-MAX_OPEN = 256  # messages that are being received
+MAX_OPEN = 256  # messages that are being received ...
+MAX_OPEN_NODE = 8  # ... and of one node: strangers can open port 444 too
 LOOKUP_S = 8.0
 WAIT_MAX_S = 30.0
 WAIT_POLL_S = 2.0
@@ -101,7 +103,7 @@ class TrustService:
         self._now = now
         self._courier = Courier(hub, lambda: machine.own_node, public_key, sign, now, self.store.told)
         self._relay = RelayPoller(registry, self._relayed, lambda: bool(self.store.requested), clock)
-        self._open = 0
+        self._open: Counter[int] = Counter()  # by node
         self._blamed: tuple[int, float, float] = (0, 0.0, 0.0)  # the last wrong clock in the log: node, seconds ahead, when
         # One thread: a later state never loses to an earlier one that is still being written.
         self._writer = ThreadPoolExecutor(1, "trust-store")
@@ -261,15 +263,16 @@ class TrustService:
     # ---- port 444 and the registry's inbox ----
 
     async def _serve(self, stream: OverlayStream) -> None:
-        if self._open >= MAX_OPEN:
+        if self._open[stream.node] >= MAX_OPEN_NODE or self._open.total() >= MAX_OPEN:
             stream.abort()
             return
-        self._open += 1
+        self._open[stream.node] += 1
         try:
             async with asyncio.timeout(RECEIVE_S):
                 data = await read_message(stream)
         finally:
-            self._open -= 1
+            self._open[stream.node] -= 1
+            self._open = +self._open
         node, dropped = stream.node, self.machine.stats.dropped
         msg = self.machine.check(data, node, self._now())
         if msg is None:

@@ -173,6 +173,18 @@ def test_replay_memory_is_bounded_per_peer(ann: Person, bob: Person) -> None:
     assert bob.hears(ann, ann.message(REQUEST, 2, at=later), later) is not None
 
 
+def test_strangers_who_fill_the_replay_memory_do_not_shut_out_who_is_expected(
+    ann: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hs, "REPLAY_MAX", 3)
+    bob.machine.start(1, NOW)
+    for node in (3, 4, 5):
+        assert bob.hears(Person(node), Person(node).message(REQUEST, 2)) is not None
+    assert bob.hears(Person(6), Person(6).message(REQUEST, 2)) is None
+    assert bob.hears(ann, ann.message(ACCEPT, 2)) is not None and bob.trusts(ann)
+    assert bob.hears(ann, ann.message(REVOKE, 2)) is not None and not bob.trusts(ann)
+
+
 def test_forged_messages(ann: Person, bob: Person) -> None:
     mallory = Person(3)
     good = ann.message(REQUEST, 2)

@@ -494,6 +494,14 @@ async def test_garbage(world: World, data: bytes) -> None:
     await befriend(ann, bob)
 
 
+async def test_one_stranger_with_many_silent_streams_does_not_close_the_port(world: World) -> None:
+    ann, bob, eve = world.node(1), world.node(2), world.node(3)
+    for _ in range(service.MAX_OPEN + 8):
+        await (await eve.hub.dial(2, courier.PORT)).write(b"{")
+    await (await ann.hub.dial(2, courier.PORT)).write(ann.message(REQUEST, bob))
+    await until(lambda: 1 in bob.trust.store.pending)
+
+
 async def test_a_message_in_pieces_and_one_that_never_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "RECEIVE_S", 0.1)
     ann, bob = world.node(1), world.node(2)
