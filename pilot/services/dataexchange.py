@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 THREADS = 4
 MAX_WRITERS = 64  # files and long messages that arrive at the same time; each takes about 4 MiB of memory
+MAX_WRITERS_NODE = 48  # of one peer: the others find a place whatever it does
 IN_MEMORY = 64 << 10  # a message up to this size needs no file before it is stored
 SWEEP_S = 3600.0
 
@@ -61,7 +62,7 @@ class DataExchange:
         self.max_frame = max_frame
         self.mailbox = Mailbox(home, received_quota=received_quota, base64_always=base64_always, on_full=self._full)
         self.pool = ThreadPoolExecutor(THREADS, "dataexchange")
-        self.slots = Slots(MAX_WRITERS)
+        self.slots = Slots(MAX_WRITERS, MAX_WRITERS_NODE)
         self._transfers: Running = {}
         self.spooled = 0  # bytes of long messages that are arriving
         self._loop = asyncio.get_running_loop()
@@ -216,7 +217,7 @@ class _Conversation:
             raise StoreError("too many long messages at once, or one too long for the inbox")
         service.spooled += size
         try:
-            with service.slots.one():
+            with service.slots.one(self._stream.node):
                 body = await service.in_pool(self._open_spool)
                 with body:
                     async with DiskWriter(body.writelines, service.pool) as writer:
@@ -250,7 +251,7 @@ class _Conversation:
             except UnicodeDecodeError:
                 raise StoreError("file name is not UTF-8") from None
             check_name(name)
-            with service.slots.one():
+            with service.slots.one(self._stream.node):
                 part = await service.in_pool(service.mailbox.open_file, size)
                 whole = False
                 try:

@@ -6,6 +6,7 @@ Order is kept; at most BACKLOG bytes wait, `put` blocks above that, and so does 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -19,27 +20,33 @@ PIECE_COST = 512  # a piece weighs more than its bytes
 class Slots:
     """How many writers a node has at the same time: memory and threads are bounded by it."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, per_node: int) -> None:
+        """per_node: what one peer may hold, so that none keeps the others out."""
         self.free = count
+        self._per_node = per_node
+        self._held: Counter[int] = Counter()
 
-    def take(self) -> None:
-        """StoreError if there is none."""
-        if not self.free:
+    def take(self, node: int) -> None:
+        """One for `node`. StoreError if there is none."""
+        if not self.free or self._held[node] >= self._per_node:
             raise StoreError("too many transfers at once, try again later")
         self.free -= 1
+        self._held[node] += 1
 
-    def give(self) -> None:
+    def give(self, node: int) -> None:
         """Gives one back."""
         self.free += 1
+        self._held[node] -= 1
+        self._held = +self._held
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def one(self, node: int) -> Iterator[None]:
         """Holds one for a block."""
-        self.take()
+        self.take(node)
         try:
             yield
         finally:
-            self.give()
+            self.give(node)
 
 
 class DiskWriter:

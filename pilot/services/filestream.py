@@ -104,11 +104,11 @@ class FileReceiver:
             other = self._others.get(transfer_id)
             if other is not None and other.is_left_by(self._stream.node):
                 await other._end()
-            self._slots.take()
+            self._slots.take(self._stream.node)
             try:
                 part = await self._in_pool(lambda: self._mailbox.open_transfer(transfer_id, self._stream.node, init.size))
             except BaseException:
-                self._slots.give()
+                self._slots.give(self._stream.node)
                 raise
         except (StoreError, OSError) as e:
             return await self._refuse(transfer_id, reason(e))
@@ -152,7 +152,7 @@ class FileReceiver:
         if transfer is not None:
             if self._others.get(transfer.id) is self:
                 del self._others[transfer.id]
-            self._slots.give()
+            self._slots.give(self._stream.node)
             await transfer.stop()
             await self._in_pool(lambda: self._mailbox.release(transfer.part, discard=discard))
 

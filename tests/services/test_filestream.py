@@ -374,7 +374,7 @@ async def test_a_full_disk_is_an_answer(tmp_path: Path, monkeypatch: pytest.Monk
 
 async def test_transfers_at_once_are_bounded(tmp_path: Path) -> None:
     async with receiver(tmp_path) as r:
-        peers = [r.connect() for _ in range(dataexchange.MAX_WRITERS)]
+        peers = [r.connect(2 + i % 2) for i in range(dataexchange.MAX_WRITERS)]
         for i, peer in enumerate(peers):
             await peer.offer("f", b"%d" % i)
         late = r.connect()
@@ -382,6 +382,16 @@ async def test_transfers_at_once_are_bounded(tmp_path: Path) -> None:
         assert "too many transfers" in await refused(late)
         await peers[0].lose()
         assert (await late.transfer("f", b"late")).status == 0
+
+
+async def test_a_peer_with_many_transfers_leaves_places_for_others(tmp_path: Path) -> None:
+    async with receiver(tmp_path) as r:
+        for i in range(dataexchange.MAX_WRITERS_NODE):
+            await r.connect(3).offer("f", b"%d" % i)
+        greedy = r.connect(3)
+        await greedy.send(wire.Init(4, hashlib.sha256(b"more").digest(), "f").build())
+        assert "too many transfers" in await refused(greedy)
+        assert (await r.connect(2).transfer("f", b"mine")).status == 0
 
 
 def test_old_and_surplus_parts_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
