@@ -28,7 +28,7 @@ def pairs() -> Iterator[dict[tuple[str, str], tuple[Machine, Machine]]]:
     try:
         published.bin_dir()
     except published.Unavailable as error:
-        pytest.skip(str(error))
+        published.missing(error)
     with lossy.line(Link(delay_ms=15, mbit=100, loss=0.01)) as pairs:
         yield pairs
 

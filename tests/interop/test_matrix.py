@@ -121,7 +121,7 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
     try:
         published.bin_dir()
     except published.Unavailable as error:
-        pytest.skip(str(error))
+        published.missing(error)
     asked = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
     matrix = Matrix([(s.params["role"], s.params["path"], s.params["name"]) for s in asked if s is not None])
     yield matrix
@@ -134,4 +134,4 @@ def test_cell(matrix: Matrix, role: str, path: str, name: str) -> None:
     try:
         matrix.results[role, path, name].result()
     except published.Unavailable as error:
-        pytest.skip(str(error))
+        published.missing(error)

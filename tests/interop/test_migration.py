@@ -27,7 +27,7 @@ def bed() -> Iterator[Testbed]:
     try:
         published.bin_dir()
     except published.Unavailable as error:
-        pytest.skip(str(error))
+        published.missing(error)
     with Lab() as lab:
         yield Testbed(lab)
 

@@ -54,7 +54,7 @@ def scene() -> Iterator[Scene]:
     try:
         published.bin_dir()
     except published.Unavailable as error:
-        pytest.skip(str(error))
+        published.missing(error)
     with Lab() as lab:
         bed = Testbed(lab)
         ours = bed.machine(lab.public("ours"), "ours", OURS, OURS)

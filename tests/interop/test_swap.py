@@ -30,7 +30,7 @@ def pair() -> Iterator[tuple[Machine, Machine]]:
     try:
         published.bin_dir()
     except published.Unavailable as error:
-        pytest.skip(str(error))
+        published.missing(error)
     with Lab() as lab:
         bed = Testbed(lab)
         a, b = (bed.machine(lab.public(name), name, THEIRS, THEIRS) for name in ("sender", "receiver"))
