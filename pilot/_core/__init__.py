@@ -53,6 +53,7 @@ from pilot._core._engine import (
     Event,
 )
 from pilot._core._errors import CoreError
+from pilot._core._keys import AgreementKey, SigningKey, verify
 from pilot._core._relay import Relay, RelayLoop
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "OWNER_CLIENT",
     "OWNER_ECHO",
     "OWNER_NONE",
+    "AgreementKey",
     "CoreError",
     "DataPlane",
     "Engine",
@@ -92,6 +94,7 @@ __all__ = [
     "Event",
     "Relay",
     "RelayLoop",
+    "SigningKey",
     "aead_open",
     "aead_seal",
     "beacon_parse",
@@ -104,4 +107,5 @@ __all__ = [
     "sack_write",
     "synopt_parse",
     "synopt_write",
+    "verify",
 ]

@@ -11,8 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+from pilot._core import SigningKey
 from pilot.errors import PilotError
 from pilot.files import write_atomic
 
@@ -22,14 +21,14 @@ MAX_BYTES = 64 << 10
 class NodeIdentity:
     """An Ed25519 key pair. It has no text form: nothing can log it by accident."""
 
-    def __init__(self, private: Ed25519PrivateKey) -> None:
+    def __init__(self, private: SigningKey) -> None:
         self._private = private
-        self.public_key = private.public_key().public_bytes_raw()
+        self.public_key = private.public_key
 
     @classmethod
     def generate(cls) -> NodeIdentity:
         """A fresh identity."""
-        return cls(Ed25519PrivateKey.generate())
+        return cls(SigningKey(os.urandom(32)))
 
     @property
     def public_text(self) -> str:
@@ -42,7 +41,7 @@ class NodeIdentity:
 
     def to_json(self) -> str:
         """Text of the identity file. It holds the private key."""
-        both = self._private.private_bytes_raw() + self.public_key
+        both = self._private.raw() + self.public_key
         fields = {"private_key": base64.b64encode(both).decode(), "public_key": self.public_text}
         return json.dumps(fields, indent=2)
 
@@ -57,7 +56,7 @@ class NodeIdentity:
             raise ValueError("not a JSON object")
         both = _decode(data, "private_key", 64)
         public = _decode(data, "public_key", 32)
-        identity = cls(Ed25519PrivateKey.from_private_bytes(both[:32]))
+        identity = cls(SigningKey(both[:32]))
         if identity.public_key != public or both[32:] != public:
             raise ValueError("public_key does not belong to private_key")
         return identity

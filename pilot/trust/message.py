@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pilot._core import verify
 
 MAX_BYTES = 64 << 10
 TYPES = frozenset({"handshake_request", "handshake_accept", "handshake_reject", "handshake_revoke"})
@@ -66,13 +65,7 @@ class HandshakeMessage:
     def verify(self, receiver: int) -> bool:
         """The signature is by the key in the message and meant for `receiver`."""
         key, signature = self.key, _base64(self.signature, 64)
-        if not key or not signature:
-            return False
-        try:
-            Ed25519PublicKey.from_public_bytes(key).verify(signature, signed_text(self.node_id, receiver))
-        except (InvalidSignature, ValueError):
-            return False
-        return True
+        return verify(key, signature, signed_text(self.node_id, receiver))
 
     @classmethod
     def parse(cls, data: bytes) -> HandshakeMessage:

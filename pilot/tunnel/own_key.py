@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Protocol
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
+from pilot._core import AgreementKey
 from pilot.wire.frames import Capabilities, build_pila, build_pilk
 from pilot.wire.keys import tunnel_key
 
@@ -28,8 +27,8 @@ class OwnKey:
 
     def __init__(self, identity: Identity, node: int, private: bytes, caps: Capabilities) -> None:
         """private: 32 random bytes. node: own number, not 0."""
-        self._private = X25519PrivateKey.from_private_bytes(private)
-        self.public = self._private.public_key().public_bytes_raw()
+        self._private = AgreementKey(private)
+        self.public = self._private.public_key
         self.pila = build_pila(node, self.public, identity, caps)
         self.pilk = build_pilk(node, self.public)
 

@@ -10,7 +10,7 @@ Two kinds of parsers. What a datagram may be is asked of functions that return N
 dropping it is all there is to do. What must be there on a stream raises WireError with the reason. Both
 take any bytes whatever and raise nothing else.
 
-Importing this package imports nothing else but the error; cryptography is imported by the functions that need it.
+Importing this package imports nothing else but the error: the core and cryptography are imported by the functions that need them.
 """
 
 from pilot.wire.errors import WireError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pilot.wire.errors import WireError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    from pilot._core import AgreementKey
 
 KEY_SIZE = 32
 REPLAY_WINDOW = 8192
@@ -22,7 +22,7 @@ REPLAY_PREFIXES = 64  # prefixes retired before the session must be renewed
 _TUNNEL_INFO = b"pilot-tunnel-v1"
 
 
-def tunnel_key(private: X25519PrivateKey, peer_public: bytes) -> bytes:
+def tunnel_key(private: AgreementKey, peer_public: bytes) -> bytes:
     """AES-256 key (32 bytes) of the session with the holder of `peer_public` (32 bytes).
 
     Raises WireError for a key of another length and for a low-order point, whose shared secret everybody knows.
@@ -30,15 +30,15 @@ def tunnel_key(private: X25519PrivateKey, peer_public: bytes) -> bytes:
     return hkdf(shared_secret(private, peer_public), _TUNNEL_INFO)
 
 
-def shared_secret(private: X25519PrivateKey, peer_public: bytes) -> bytes:
+def shared_secret(private: AgreementKey, peer_public: bytes) -> bytes:
     """X25519 agreement, 32 bytes. Raises WireError as `tunnel_key` does."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+    from pilot._core import CoreError
 
     if len(peer_public) != KEY_SIZE:
         raise WireError("X25519 key is not 32 bytes")
     try:
-        return private.exchange(X25519PublicKey.from_public_bytes(peer_public))
-    except ValueError:
+        return private.agree(peer_public)
+    except CoreError:
         raise WireError("low-order X25519 key") from None
 
 
@@ -50,14 +50,9 @@ def hkdf(shared: bytes, info: bytes) -> bytes:
 
 def verify_signature(public: bytes, signature: bytes, message: bytes) -> bool:
     """Plain Ed25519. False for anything wrong, keys and signatures of other lengths included."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from pilot._core import verify
 
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except (ValueError, InvalidSignature):
-        return False
-    return True
+    return verify(public, signature, message)
 
 
 class ReplayWindow:

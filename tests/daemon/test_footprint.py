@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 ON_DEMAND = (
+    "cryptography",
     "rich",
     "pygments",
     "prometheus_client",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from pilot import _core
 from pilot.wire import WireError, keys
@@ -58,8 +57,8 @@ def frame_named(name: str) -> bytes:
 
 @pytest.mark.parametrize("own,peer", ["ab", "ba"])
 def test_both_sides_derive_the_recorded_key(own: str, peer: str) -> None:
-    private = X25519PrivateKey.from_private_bytes(bytes.fromhex(KEYS[own]["x25519_private_hex"]))
-    assert private.public_key().public_bytes_raw() == x25519_public(own)
+    private = _core.AgreementKey(bytes.fromhex(KEYS[own]["x25519_private_hex"]))
+    assert private.public_key == x25519_public(own)
     assert keys.shared_secret(private, x25519_public(peer)).hex() == KEYS["x25519_shared_hex"]
     assert keys.tunnel_key(private, x25519_public(peer)) == KEY
 
@@ -67,7 +66,7 @@ def test_both_sides_derive_the_recorded_key(own: str, peer: str) -> None:
 @pytest.mark.parametrize("public", [bytes(32), b"\1" + bytes(31), bytes(31), bytes(33), b""])
 def test_low_order_and_malformed_keys_give_no_session(public: bytes) -> None:
     with pytest.raises(WireError):
-        keys.tunnel_key(X25519PrivateKey.from_private_bytes(bytes(range(32))), public)
+        keys.tunnel_key(_core.AgreementKey(bytes(range(32))), public)
 
 
 @pytest.mark.parametrize("row", VECTORS["identity"]["signatures"], ids=lambda row: row["message_hex"][:16] or "empty")
