@@ -67,8 +67,10 @@ pl_engine *pl_engine_new(const pl_engine_cfg *cfg, pl_tx *tx, uint64_t now_ns) {
   e->frame_buckets = calloc(PL_BUCKETS, sizeof *e->frame_buckets);
   e->session_buckets = calloc(PL_BUCKETS, sizeof *e->session_buckets);
   e->scratch = malloc(65536);
+  e->probe_cipher = pl_aead_new(cfg->probe_secret);
+  pl_wipe(e->cfg.probe_secret, sizeof e->cfg.probe_secret);
   e->graves = calloc(PL_GRAVES, sizeof *e->graves);
-  if (!e->graves || !e->wheel || !e->frame_buckets || !e->session_buckets || !e->scratch) {
+  if (!e->graves || !e->wheel || !e->frame_buckets || !e->session_buckets || !e->scratch || !e->probe_cipher) {
     pl_engine_free(e);
     return NULL;
   }
@@ -111,6 +113,7 @@ void pl_engine_free(pl_engine *e) {
   free(e->frame_buckets);
   free(e->session_buckets);
   free(e->scratch);
+  pl_aead_free(e->probe_cipher);
   free(e);
 }
 

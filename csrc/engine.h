@@ -77,6 +77,7 @@ typedef struct pl_engine_cfg {
   uint32_t datagram_queue;    /* datagrams that wait for a session, per peer: 64 */
   uint64_t peer_keepalive_ns; /* 20 s */
   uint8_t entropy[32];        /* seeds ISNs, hash keys, prefixes; from the system in production, a seed in tests */
+  uint8_t probe_secret[32];   /* for the sequence numbers of pings; likewise, but zero will do in tests */
 } pl_engine_cfg;
 void pl_engine_cfg_default(pl_engine_cfg *cfg);
 

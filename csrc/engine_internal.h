@@ -191,6 +191,8 @@ struct pl_engine {
   pl_bucket *session_buckets; /* NO_SESSION per node */
 
   uint64_t rng[4];
+  pl_aead *probe_cipher;      /* makes sequence numbers of pings from a count */
+  uint64_t n_probes;
   uint8_t *scratch;           /* 64 KiB: ciphertext copy while two keys are tried */
   void (*dgram_fn)(void *, const pl_packet *);
   void *dgram_ctx;

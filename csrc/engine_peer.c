@@ -123,6 +123,16 @@ int pl_engine_set_path(pl_engine *e, uint32_t node, const pl_addr *to, bool rela
 
 /* ---- pings ---- */
 
+/* Random to the peer, so that it cannot confirm probes that it did not receive: it would send our traffic to somebody else's address.
+ * The engine's own generator gives its state away to who sees some numbers of it. */
+static uint32_t probe_seq(pl_engine *e) {
+  uint8_t nonce[12] = {0}, out[8 + PL_TAG_SIZE] = {0};
+  pl_put32(nonce + 4, (uint32_t)(++e->n_probes >> 32));
+  pl_put32(nonce + 8, (uint32_t)e->n_probes);
+  uint32_t base = (uint32_t)pl_engine_random(e);
+  return pl_aead_seal(e->probe_cipher, nonce, NULL, 0, out, 8) == PL_OK ? base ^ pl_get32(out) : base;
+}
+
 int pl_peer_ping(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool relay, uint64_t token, uint32_t size) {
   if (!p->probes) {
     p->probes = calloc(PL_PROBES, sizeof *p->probes);
@@ -131,8 +141,7 @@ int pl_peer_ping(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool re
   pl_probe *slot = &p->probes[0];
   for (unsigned i = 1; i < PL_PROBES; i++)
     if (p->probes[i].sent_ns < slot->sent_ns) slot = &p->probes[i];
-  /* Sequence numbers are random so that a peer cannot confirm probes it did not receive. */
-  *slot = (pl_probe){.seq = (uint32_t)pl_engine_random(e), .size = size, .token = token, .sent_ns = e->now_ns | 1,
+  *slot = (pl_probe){.seq = probe_seq(e), .size = size, .token = token, .sent_ns = e->now_ns | 1,
                      .relay = relay, .to = *to};
   uint32_t overhead = PL_PILS_OVERHEAD + PL_HDR_SIZE + (relay ? PL_RELAY_HEAD : 0u);
   uint16_t len = size > overhead + 8 ? (uint16_t)(size - overhead) : 8;

@@ -215,6 +215,7 @@ static int set_up(pl_loop *l, const pl_loop_cfg *cfg) {
   pl_engine_cfg engine = cfg->engine;
   if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed) return PL_EIO;
   if (memcmp(engine.entropy, none, sizeof none) == 0 && getrandom(engine.entropy, sizeof none, 0) != (ssize_t)sizeof none) return PL_EIO;
+  if (getrandom(engine.probe_secret, sizeof engine.probe_secret, 0) != (ssize_t)sizeof engine.probe_secret) return PL_EIO;
   if (pl_tx_init(&l->tx, send_all, l) < 0) return PL_ENOMEM;
   l->engine = pl_engine_new(&engine, &l->tx, pl_loop_clock_ns());
   if (!l->engine) return PL_ENOMEM;

@@ -1,4 +1,5 @@
 /* What a node does with traffic: whom it answers, whom it ignores, what survives replays, forgeries and lost sessions. */
+#include "engine_internal.h"
 #include "engine_pair.h"
 
 static const pl_caps own_kind = {.features = PL_CAP_NOCRC | PL_CAP_STREAM_OPTS, .max_segment = 8192, .reorder_segments = 65536};
@@ -791,6 +792,28 @@ static void path_mtus(void) {
   pair_free(&p);
 }
 
+/* A peer sees many numbers of the engine's generator. They must not tell it those of pings to other addresses. */
+static void ping_numbers(void) {
+  uint32_t seq[2][3];
+  for (unsigned k = 0; k < 2; k++) {
+    pl_engine_cfg c = pair_cfg();
+    c.probe_secret[5] = (uint8_t)k;
+    pair p;
+    pair_init(&p, &c);
+    pair_join(&p, NULL, 0);
+    pair_run(&p, 20 * PL_NS_PER_S); /* what the start made is answered or lost */
+    for (unsigned i = 0; i < 3; i++) {
+      CHECK(pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[1].addr, false, 900 + i, p.now) == PL_OK);
+      const pl_peer *peer = pl_peer_find(p.n[0].e, p.n[1].node);
+      for (unsigned j = 0; j < PL_PROBES; j++)
+        if (peer->probes[j].token == 900 + i) seq[k][i] = peer->probes[j].seq;
+    }
+    pair_free(&p);
+  }
+  for (unsigned i = 0; i < 3; i++) CHECK(seq[0][i] != seq[1][i]);
+  CHECK(seq[0][0] != seq[0][1] && seq[0][1] != seq[0][2]);
+}
+
 int main(void) {
   for (unsigned i = 0; i < 4; i++) streams(i & 1, i & 2);
   echo();
@@ -807,6 +830,7 @@ int main(void) {
   syn_limits();
   datagrams();
   pings();
+  ping_numbers();
   outside();
   paths();
   restarted_elsewhere(false);
