@@ -146,7 +146,7 @@ static void on_discover(pl_relay *r, const pl_rx *rx, const uint8_t *p, uint32_t
   /* Id 0 is the start-up probe of a daemon that has no number yet. The reply never depends on the table. */
   if (rx->from.family == PL_ADDR_STREAM) { /* no reply: there is no endpoint to tell */
     if (node == pl_get32(rx->from.ip))
-      pl_relay_attach(r, node, r->now_ns);
+      pl_relay_alive(r, node);
     else
       r->st.spoofed++;
     return;
@@ -183,11 +183,7 @@ static bool route(pl_relay *r, const pl_rx *rx, const pl_relay_peer *via, const 
     }
   }
   m->node = pl_relay_find(r, dest);
-  /* A silent local entry gives way to a peer that announces the id: the node has moved there. */
-  if (!via && (!m->node || (!m->node->attached && r->now_ns - m->node->seen_ns >= r->cfg.claim_ttl_ns))) {
-    m->peer = pl_map_get(&r->routes, dest);
-    if (m->peer) m->node = NULL;
-  }
+  if (!via && (m->peer = pl_relay_elsewhere(r, dest, m->node))) m->node = NULL;
   memcpy(m->head, p, sizeof m->head);
   m->valid = true;
   return true;
@@ -275,9 +271,13 @@ static void on_datagram(pl_relay *r, const pl_rx *rx, pl_relay_peer *via, uint8_
         r->st.spoofed++;
         return;
       }
-      pl_relay_sync(r, via, p + 7, count);
       const uint8_t *trailer = p + 7 + 4 * (size_t)count;
-      if (len >= 7 + 4 * count + 4 && memcmp(trailer, "PX\1", 3) == 0 && trailer[3] & PL_SYNC_ASKS) r->news = true;
+      uint32_t rest = len - 7 - 4 * count, n_ages = 0;
+      if (rest >= 4 && memcmp(trailer, "PX\1", 3) == 0) {
+        if (trailer[3] & PL_SYNC_ASKS) r->news = true;
+        if (trailer[3] & PL_SYNC_AGES) n_ages = rest - 4 < count ? rest - 4 : count;
+      }
+      pl_relay_sync(r, via, p + 7, count, n_ages ? trailer + 4 : NULL, n_ages);
       return;
     }
     case PL_BEACON_INTRODUCE:

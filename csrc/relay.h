@@ -91,8 +91,8 @@ int pl_relay_for_peer(pl_relay *r, const pl_addr *peer, const uint8_t *data, uin
 /* True once after something that peers should hear of now: a node came or came back, or a peer of our kind asked for our list. */
 bool pl_relay_take_news(pl_relay *r);
 /* Local node ids for gossip; copies up to cap, returns the number copied. Left out are nodes silent for claim_ttl_ns: they may have moved to
- * another beacon, whose own announcement then stands alone. */
-size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap);
+ * another beacon, whose own announcement then stands alone. ages: as many bytes for the trailer of the gossip (docs/wire-extensions.md 7.3), or NULL. */
+size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, uint8_t *ages, size_t cap);
 bool pl_relay_lookup(const pl_relay *r, uint32_t node, pl_addr *out);
 /* The beacon's own address that the node sends to; family 0 if unknown. False as pl_relay_lookup. */
 bool pl_relay_lookup_local(const pl_relay *r, uint32_t node, pl_addr *out);
@@ -105,7 +105,7 @@ int pl_relay_vouch(pl_relay *r, uint32_t node, const pl_addr *addr, uint64_t now
  * sent. An attached node wins over its UDP endpoint; only the registry's word lets another address bind its id. */
 #define PL_ADDR_STREAM 0xffu /* pl_addr.family that no socket has; ip = node id, big-endian */
 void pl_relay_stream_addr(pl_addr *out, uint32_t node);
-/* Attaches, or notes that an attached node is alive. PL_OK, PL_EFORMAT for id 0, PL_ELIMIT when the table is full, PL_ENOMEM. */
+/* A stream of the node begins, perhaps in place of a former one. PL_OK, PL_EFORMAT for id 0, PL_ELIMIT when the table is full, PL_ENOMEM. */
 int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns);
 void pl_relay_detach(pl_relay *r, uint32_t node);
 /* The 0x06 deliveries since the last call, oldest first: records of u32 node, u32 length (host order), datagram. Good until the call after.

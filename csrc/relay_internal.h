@@ -9,6 +9,8 @@
 #include "replay.h"
 
 #define PL_ROUTE_TTL_NS (90 * PL_NS_PER_S) /* without a sync a peer's routes are gone */
+#define PL_CLAIM_FRESH_NS (25 * PL_NS_PER_S) /* a peer that is there has told its list meanwhile, even if a datagram was lost */
+#define PL_CLAIM_LEAD_NS (25 * PL_NS_PER_S)  /* nodes ask each beacon every 20 s: one with this lead has it alone */
 #define PL_RELAY_BUCKETS 4096u
 #define PL_RELAY_OUT (2 * PL_RELAY_BATCH)  /* a punch makes two datagrams */
 #define PL_RELAY_REPLY_SIZE 32u            /* the largest datagram that is no rewritten input: an introduction, IPv6 */
@@ -33,6 +35,7 @@ typedef struct pl_relay_node {
   pl_addr local;   /* our address that it sends to */
   pl_addr vouch;   /* port 0 */
   uint64_t seen_ns;
+  uint64_t attached_ns; /* when its stream began */
   double tokens;   /* relay bytes */
   uint64_t tokens_ns;
   pl_relay_slot slot;
@@ -62,6 +65,7 @@ typedef struct pl_relay_peer {
   pl_addr addr;
   uint32_t *ids; /* what its last sync listed */
   uint32_t n_ids;
+  uint32_t turn; /* counts its syncs */
   uint64_t sync_ns;
   pl_relay_slot slot;
   bool keep;
@@ -69,6 +73,20 @@ typedef struct pl_relay_peer {
   uint64_t stray_ns;        /* when the owner was told of an unknown session */
   pl_relay_bucket letters;
 } pl_relay_peer;
+
+/* "The node is at mine": of a peer, or (peer NULL) of this beacon. */
+typedef struct pl_relay_claim {
+  pl_relay_peer *peer;
+  uint64_t at_ns;  /* when its stream began, or it was heard by UDP; for a list without ages, when that came */
+  uint32_t turn;   /* of the peer, when it said so last */
+  bool aged, attached;
+} pl_relay_claim;
+
+/* The claim that holds, and the one that takes its place when it is withdrawn. */
+typedef struct pl_relay_route {
+  pl_relay_claim claims[2];
+  unsigned n;
+} pl_relay_route;
 
 typedef struct pl_relay_out { /* one outgoing datagram */
   struct iovec iov;
@@ -100,7 +118,7 @@ struct pl_relay {
   pl_map peers;  /* hash of address -> pl_relay_peer */
   pl_relay_peer *peer_list[PL_RELAY_PEERS];
   unsigned n_peers;
-  pl_map routes; /* id -> pl_relay_peer */
+  pl_map routes; /* id -> pl_relay_route */
   pl_relay_bucket *punch_node, *punch_ip, *probe_ip;
   uint16_t observer_port;
   pl_addr alt;
@@ -162,8 +180,12 @@ double pl_relay_burst(const pl_relay *r);
 /* Binds `id` to `from` if the rules of a claim allow it; NULL (counted) if not. */
 pl_relay_node *pl_relay_bind(pl_relay *r, uint32_t id, const pl_addr *from, const pl_addr *local, bool wants_dst);
 pl_relay_peer *pl_relay_find_peer(const pl_relay *r, const pl_addr *a);
-/* Replaces the peer's routes by the `n` big-endian ids at `ids`. */
-void pl_relay_sync(pl_relay *r, pl_relay_peer *p, const uint8_t *ids, uint32_t n);
+/* Replaces the peer's claims by the `n` big-endian ids at `ids`; there are ages of the first `n_ages` of them. */
+void pl_relay_sync(pl_relay *r, pl_relay_peer *p, const uint8_t *ids, uint32_t n, const uint8_t *ages, uint32_t n_ages);
+/* The peer whose claim to `id` is better than that of the local entry `n` (NULL = there is none); NULL if none is. */
+pl_relay_peer *pl_relay_elsewhere(const pl_relay *r, uint32_t id, const pl_relay_node *n);
+/* An attached node was heard over its stream. */
+void pl_relay_alive(pl_relay *r, uint32_t node);
 /* Hands a 0x06 over; NULL pointers of `hand` are possible only while nobody was ever attached. */
 void pl_relay_hand(pl_relay *r, pl_relay_node *n, const uint8_t *p, uint32_t len);
 void pl_relay_table_free(pl_relay *r);

@@ -56,8 +56,7 @@ void pl_relay_on_punch(pl_relay *r, const pl_rx *rx, const uint8_t *p) {
   bool known = pl_relay_known_at(r, requester, &rx->from);
   if (!pl_relay_bind(r, requester, &rx->from, &rx->local, false)) return;
   const pl_relay_node *t = pl_relay_find(r, target);
-  pl_relay_peer *peer = NULL;
-  if (!t || (!t->attached && r->now_ns - t->seen_ns >= r->cfg.claim_ttl_ns)) peer = pl_map_get(&r->routes, target);
+  pl_relay_peer *peer = pl_relay_elsewhere(r, target, t);
   if (!known || !(peer || (t && t->addr.family != PL_ADDR_STREAM))) {
     r->st.not_found++;
     return;

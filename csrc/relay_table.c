@@ -3,7 +3,10 @@
  * Claims. An id belongs to the address that bound it. The same IP (IPv6: the same /64) may rebind at any time, because NATs change ports; another
  * IP only when the holder has been silent for claim_ttl_ns, or at once when the registry vouches for it.
  * Memory is bounded by max_nodes (bound) + max_nodes (vouched for). When full, silent nodes give way; a vouched node also takes the
- * place of the oldest that nobody vouches for. */
+ * place of the oldest that nobody vouches for.
+ *
+ * Several beacons may claim a node. One that holds its stream has it, the youngest stream first: nobody can say so by a forged datagram. Else the
+ * one that heard it last, but those that hear it both keep to the one they chose. At most two peers' claims are kept for an id. */
 #include "relay_internal.h"
 
 #include <stdlib.h>
@@ -201,6 +204,7 @@ int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns) {
   }
   if (!n->attached) {
     r->memo.valid = false;
+    r->news = true; /* others may hold it by UDP, which it has lost */
     n->attached = true;
     n->wants_dst = false;
     r->n_attached++;
@@ -208,14 +212,26 @@ int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns) {
     pl_relay_stream_addr(&n->addr, node); /* whoever held the id by UDP has to claim it anew */
     memset(&n->local, 0, sizeof n->local);
   }
-  n->seen_ns = r->now_ns;
+  n->seen_ns = n->attached_ns = r->now_ns;
   list_add(r, n);
   return PL_OK;
+}
+
+void pl_relay_alive(pl_relay *r, uint32_t node) {
+  pl_relay_node *n = pl_relay_find(r, node);
+  if (!n || !n->attached) { /* forgotten, but its stream still stands */
+    pl_relay_attach(r, node, r->now_ns);
+    return;
+  }
+  list_remove(r, n);
+  n->seen_ns = r->now_ns;
+  list_add(r, n);
 }
 
 void pl_relay_detach(pl_relay *r, uint32_t node) {
   pl_relay_node *n = pl_relay_find(r, node);
   if (!n || !n->attached) return;
+  r->news = true;
   if (n->addr.family == PL_ADDR_STREAM) {
     unbind(r, n);
     return;
@@ -271,10 +287,18 @@ bool pl_relay_take_news(pl_relay *r) {
   return news;
 }
 
-size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap) {
+static uint8_t age_of(const pl_relay *r, const pl_relay_node *n) {
+  uint64_t s = (r->now_ns - (n->attached ? n->attached_ns : n->seen_ns)) / PL_NS_PER_S;
+  return (uint8_t)((s < PL_AGE_MAX ? s : PL_AGE_MAX) | (n->attached ? PL_AGE_STREAM : 0));
+}
+
+size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, uint8_t *ages, size_t cap) {
   size_t n = 0;
   for (int i = 0; i < 2; i++)
-    for (const pl_relay_node *x = r->lists[i].tail; x && !silent(r, x) && n < cap; x = x->prev) out[n++] = x->id;
+    for (const pl_relay_node *x = r->lists[i].tail; x && !silent(r, x) && n < cap; x = x->prev) {
+      if (ages) ages[n] = age_of(r, x);
+      out[n++] = x->id;
+    }
   return n;
 }
 
@@ -286,32 +310,106 @@ pl_relay_peer *pl_relay_find_peer(const pl_relay *r, const pl_addr *a) {
   return p && pl_addr_eq(&p->addr, a) ? p : NULL;
 }
 
+/* A peer that has been silent for a while may have lost the stream together with itself. */
+static bool holds_stream(const pl_relay *r, const pl_relay_claim *c) {
+  return c->attached && (!c->peer || r->now_ns - c->peer->sync_ns < PL_CLAIM_FRESH_NS);
+}
+
+/* Whether x takes a node over from y. Ages are whole seconds, so a lead of one is none. */
+static bool beats(const pl_relay *r, const pl_relay_claim *x, const pl_relay_claim *y) {
+  bool x_stream = holds_stream(r, x), y_stream = holds_stream(r, y);
+  if (x_stream != y_stream) return x_stream;
+  if (x_stream) return x->at_ns > y->at_ns + PL_NS_PER_S;
+  uint64_t x_at = x->attached && x->peer ? x->peer->sync_ns : x->at_ns, y_at = y->attached && y->peer ? y->peer->sync_ns : y->at_ns;
+  if (!x->aged && !y->aged) return x_at >= y_at;
+  if (!x->aged) return r->now_ns - y_at >= r->cfg.claim_ttl_ns;
+  if (!y->aged) return r->now_ns - x_at < PL_CLAIM_LEAD_NS;
+  return x_at > y_at + PL_CLAIM_LEAD_NS || (x_at > y_at && r->now_ns - y_at >= r->cfg.claim_ttl_ns);
+}
+
+pl_relay_peer *pl_relay_elsewhere(const pl_relay *r, uint32_t id, const pl_relay_node *n) {
+  const pl_relay_route *route = pl_map_get(&r->routes, id);
+  if (!route) return NULL;
+  if (!n) return route->claims[0].peer;
+  pl_relay_claim here = {.at_ns = n->attached ? n->attached_ns : n->seen_ns, .aged = true, .attached = n->attached};
+  return beats(r, &route->claims[0], &here) ? route->claims[0].peer : NULL;
+}
+
+/* False if there is no room for it. */
+static bool claim(pl_relay *r, uint32_t id, const pl_relay_claim *c) {
+  pl_relay_route *route = pl_map_get(&r->routes, id);
+  if (!route) {
+    if (r->routes.used >= r->cfg.max_nodes) {
+      r->st.limited++;
+      return false;
+    }
+    route = calloc(1, sizeof *route);
+    if (!route || pl_map_put(&r->routes, id, route) < 0) {
+      free(route);
+      return false;
+    }
+  }
+  unsigned i = 0;
+  while (i < route->n && route->claims[i].peer != c->peer) i++;
+  if (i == 2) { /* a third */
+    if (!beats(r, c, &route->claims[1])) return false;
+    i = 1;
+  }
+  if (i == route->n) route->n++;
+  route->claims[i] = *c;
+  if (route->n == 2 && beats(r, &route->claims[1], &route->claims[0])) {
+    pl_relay_claim other = route->claims[0];
+    route->claims[0] = route->claims[1];
+    route->claims[1] = other;
+  }
+  return true;
+}
+
+static void unclaim(pl_relay *r, uint32_t id, const pl_relay_peer *p) {
+  pl_relay_route *route = pl_map_get(&r->routes, id);
+  unsigned i = 0;
+  while (route && i < route->n && route->claims[i].peer != p) i++;
+  if (!route || i == route->n || route->claims[i].turn == p->turn) return;
+  if (i == 0) route->claims[0] = route->claims[1];
+  if (--route->n > 0) return;
+  pl_map_del(&r->routes, id);
+  free(route);
+}
+
+static uint64_t instant(const pl_relay *r, uint8_t age) {
+  uint64_t ago = (age & PL_AGE_MAX) * PL_NS_PER_S;
+  return r->now_ns > ago ? r->now_ns - ago : 0;
+}
+
+void pl_relay_sync(pl_relay *r, pl_relay_peer *p, const uint8_t *ids, uint32_t n, const uint8_t *ages, uint32_t n_ages) {
+  uint32_t *before = p->ids, n_before = p->n_ids;
+  r->memo.valid = false;
+  r->st.sync++;
+  p->sync_ns = r->now_ns;
+  p->turn++;
+  p->n_ids = 0;
+  p->ids = n ? malloc(n * sizeof *p->ids) : NULL;
+  for (uint32_t i = 0; p->ids && i < n; i++) {
+    uint32_t id = pl_get32(ids + 4 * i);
+    pl_relay_claim c = {.peer = p, .at_ns = r->now_ns, .turn = p->turn};
+    if (i < n_ages) {
+      c.aged = true;
+      c.attached = ages[i] & PL_AGE_STREAM;
+      c.at_ns = instant(r, ages[i]);
+    }
+    if (id && claim(r, id, &c)) p->ids[p->n_ids++] = id;
+  }
+  for (uint32_t i = 0; i < n_before; i++) unclaim(r, before[i], p);
+  free(before);
+}
+
 static void withdraw(pl_relay *r, pl_relay_peer *p) {
   r->memo.valid = false;
-  for (uint32_t i = 0; i < p->n_ids; i++)
-    if (pl_map_get(&r->routes, p->ids[i]) == p) pl_map_del(&r->routes, p->ids[i]);
+  p->turn++;
+  for (uint32_t i = 0; i < p->n_ids; i++) unclaim(r, p->ids[i], p);
   free(p->ids);
   p->ids = NULL;
   p->n_ids = 0;
-}
-
-void pl_relay_sync(pl_relay *r, pl_relay_peer *p, const uint8_t *ids, uint32_t n) {
-  withdraw(r, p);
-  p->sync_ns = r->now_ns;
-  r->st.sync++;
-  if (n == 0) return;
-  p->ids = malloc(n * sizeof *p->ids);
-  if (!p->ids) return;
-  for (uint32_t i = 0; i < n; i++) {
-    uint32_t id = pl_get32(ids + 4 * i);
-    if (id == 0) continue;
-    /* Several peers may claim an id for a while after it moved: the one heard last has it. */
-    if (!pl_map_get(&r->routes, id) && r->routes.used >= r->cfg.max_nodes) {
-      r->st.limited++;
-      continue;
-    }
-    if (pl_map_put(&r->routes, id, p) == PL_OK) p->ids[p->n_ids++] = id;
-  }
 }
 
 static void peer_free(pl_relay *r, pl_relay_peer *p) {

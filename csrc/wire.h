@@ -108,7 +108,10 @@ enum {
   PL_BEACON_SEALED = 0x0e,
   PL_BEACON_INTRODUCE = 0x0d,
 };
-#define PL_SYNC_ASKS 1u /* flag in the trailer of 0x07: answer with your list */
+#define PL_SYNC_ASKS 1u   /* flags in the trailer of 0x07: answer with your list */
+#define PL_SYNC_AGES 2u   /* a byte per node follows: PL_AGE_* */
+#define PL_AGE_STREAM 0x80u /* it came by a stream; the age is that of the stream */
+#define PL_AGE_MAX 127u   /* seconds since it was heard; this many or more */
 typedef struct pl_beacon_msg {
   uint8_t type;
   uint32_t node;     /* 01 03 05 06 07 08 09: sender, requester, source or beacon id */

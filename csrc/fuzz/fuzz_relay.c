@@ -174,7 +174,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       case 6: {
         uint32_t ids[MAX_NODES];
         pl_addr a;
-        FUZZ_CHECK(pl_relay_nodes(r, ids, MAX_NODES) <= MAX_NODES);
+        FUZZ_CHECK(pl_relay_nodes(r, ids, NULL, MAX_NODES) <= MAX_NODES);
         if (op & 8) pl_relay_attach(r, op >> 4, now);
         if (op & 16) pl_relay_detach(r, op >> 5);
         const uint8_t *handed;

@@ -121,7 +121,7 @@ static void number_zero_is_never_stored(void) {
   CHECK(net_relay(&t, A, 100, 0) == 0 && net_stats(&t).not_found == 1);
   CHECK(net_relay(&t, C, 0, 100) == 0 && net_punch(&t, C, 0, 100) == 0);
   uint32_t ids[8];
-  CHECK(pl_relay_nodes(t.r, ids, 8) == 3 && net_stats(&t).nodes == 3);
+  CHECK(pl_relay_nodes(t.r, ids, NULL, 8) == 3 && net_stats(&t).nodes == 3);
   CHECK(pl_relay_vouch(t.r, 0, &(pl_addr){.family = 4}, t.now) == PL_EFORMAT);
   net_free(&t);
 }
@@ -258,7 +258,7 @@ static void silent_nodes_are_forgotten(void) {
   t.now += 400 * PL_NS_PER_S;
   net_discover(&t, A, 100);
   uint32_t ids[4];
-  CHECK(pl_relay_nodes(t.r, ids, 4) == 1 && ids[0] == 100); /* gossip names only those heard lately */
+  CHECK(pl_relay_nodes(t.r, ids, NULL, 4) == 1 && ids[0] == 100); /* gossip names only those heard lately */
   CHECK(net_relay(&t, A, 100, 200) == 1);                   /* still there: the registry may be restarting */
   t.now += 201 * PL_NS_PER_S;
   pl_relay_expire(t.r, t.now);

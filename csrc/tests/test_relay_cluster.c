@@ -181,7 +181,127 @@ static void news(void) {
   net_free(&t);
 }
 
+/* One node in a list of the peer. `age`: its byte in the trailer, -1 = a beacon that tells none. */
+static void claims(net *t, const char *peer, uint32_t node, int age) {
+  uint8_t p[16] = {0x07, 0, 0, 0, 9, 0, 1, 0, 0, 0, 0, 'P', 'X', 1, PL_SYNC_AGES, (uint8_t)age};
+  pl_put32(p + 7, node);
+  CHECK(net_send(t, peer, p, age < 0 ? 11 : 16) == 0);
+}
+
+#define PEER2 "198.51.100.8:9001"
+static bool goes_to(net *t, const char *to) {
+  pl_addr a = addr(to);
+  return net_relay(t, A, 100, 200) == 1 && pl_addr_eq(&t->out[0].to, &a);
+}
+
+static net claimed_net(void) {
+  net t = net_new(NULL);
+  pl_addr peers[2] = {addr(PEER), addr(PEER2)};
+  pl_relay_set_peers(t.r, peers, 2);
+  net_discover(&t, A, 100);
+  net_discover(&t, B, 200);
+  t.now += 3 * PL_NS_PER_S;
+  return t;
+}
+
+static void a_stream_elsewhere_wins_over_udp_here(void) {
+  net t = claimed_net();
+  claims(&t, PEER, 200, 0); /* heard there by UDP too: the way with one beacon stays */
+  CHECK(goes_to(&t, B));
+  claims(&t, PEER, 200, PL_AGE_STREAM);
+  CHECK(goes_to(&t, PEER));
+  net_discover(&t, B, 200); /* anybody can send that */
+  CHECK(goes_to(&t, PEER));
+  uint8_t back[13] = {5, 0, 0, 0, 100, 0, 0, 0, 200, 'P', 'I', 'L', 'S'};
+  CHECK(net_send(&t, PEER, back, sizeof back) == 1 && t.out[0].to.port == 40002); /* what a peer forwards ends here */
+  CHECK(net_punch(&t, A, 100, 200) == 1 && t.out[0].p[0] == 0x0d);
+
+  t.now += 10 * PL_NS_PER_S;
+  CHECK(goes_to(&t, PEER));
+  t.now += 16 * PL_NS_PER_S; /* the peer is gone, and with it the stream; the node was heard here meanwhile */
+  net_discover(&t, B, 200);
+  CHECK(goes_to(&t, B));
+  claims(&t, PEER, 200, PL_AGE_STREAM | 26);
+  CHECK(goes_to(&t, PEER));
+  net_sync(&t, PEER, NULL, 0); /* the stream ended */
+  CHECK(goes_to(&t, B));
+  net_free(&t);
+}
+
+static void the_youngest_stream_wins(void) {
+  net t = claimed_net();
+  CHECK(pl_relay_attach(t.r, 200, t.now) == PL_OK && pl_relay_take_news(t.r));
+  uint32_t ids[4];
+  uint8_t ages[4];
+  t.now += 60 * PL_NS_PER_S;
+  net_discover(&t, A, 100);
+  CHECK(pl_relay_nodes(t.r, ids, ages, 4) == 2);
+  CHECK(ids[0] == 100 && ages[0] == 0 && ids[1] == 200 && ages[1] == (PL_AGE_STREAM | 60));
+  claims(&t, PEER, 200, 0);
+  CHECK(net_relay(&t, A, 100, 200) == 0 && pl_relay_waiting(t.r)); /* UDP there is no better */
+  claims(&t, PEER, 200, PL_AGE_STREAM | 100);
+  CHECK(net_relay(&t, A, 100, 200) == 0);
+  claims(&t, PEER, 200, PL_AGE_STREAM | 5); /* the one here is dead, we have not noticed */
+  CHECK(goes_to(&t, PEER));
+  claims(&t, PEER2, 200, PL_AGE_STREAM | 1);
+  CHECK(goes_to(&t, PEER2));
+  CHECK(pl_relay_attach(t.r, 200, t.now) == PL_OK); /* anew */
+  CHECK(net_relay(&t, A, 100, 200) == 0);
+  t.now += 200 * PL_NS_PER_S;
+  net_discover(&t, A, 100);
+  CHECK(pl_relay_attach(t.r, 300, t.now) == PL_OK);
+  pl_relay_take_news(t.r);
+  pl_relay_detach(t.r, 300);
+  CHECK(pl_relay_take_news(t.r));
+  net_free(&t);
+}
+
+static void of_several_beacons_the_one_that_heard_it_last(void) {
+  net t = claimed_net();
+  t.now += 40 * PL_NS_PER_S;
+  net_discover(&t, A, 100);
+  claims(&t, PEER, 200, 30); /* 13 s after us: it asks both */
+  CHECK(goes_to(&t, B));
+  claims(&t, PEER, 200, 3);
+  CHECK(goes_to(&t, PEER));
+  claims(&t, PEER2, 200, 0); /* both hear it: no change of ways */
+  CHECK(goes_to(&t, PEER) && net_stats(&t).routes == 1);
+  claims(&t, PEER, 200, 27);
+  claims(&t, PEER2, 200, 0);
+  CHECK(goes_to(&t, PEER2));
+  net_sync(&t, PEER2, NULL, 0); /* the second claim takes its place at once */
+  CHECK(goes_to(&t, B));        /* which is 16 s better than ours only */
+  claims(&t, PEER, 200, PL_AGE_STREAM);
+  claims(&t, PEER2, 200, 0);
+  CHECK(goes_to(&t, PEER));
+  pl_relay_set_peers(t.r, NULL, 0);
+  CHECK(goes_to(&t, B) && net_stats(&t).routes == 0);
+  net_free(&t);
+}
+
+static void lists_without_ages(void) {
+  net t = claimed_net();
+  t.now += 100 * PL_NS_PER_S;
+  net_discover(&t, A, 100);
+  claims(&t, PEER, 200, -1);
+  CHECK(goes_to(&t, B));
+  claims(&t, PEER2, 200, 10); /* one that knows better */
+  CHECK(goes_to(&t, PEER2));
+  claims(&t, PEER, 200, -1);
+  CHECK(goes_to(&t, PEER2));
+  net_sync(&t, PEER2, NULL, 0);
+  CHECK(goes_to(&t, B));
+  t.now += 28 * PL_NS_PER_S; /* ours is too old to count */
+  net_discover(&t, A, 100);
+  CHECK(goes_to(&t, PEER));
+  net_free(&t);
+}
+
 int main(void) {
+  a_stream_elsewhere_wins_over_udp_here();
+  the_youngest_stream_wins();
+  of_several_beacons_the_one_that_heard_it_last();
+  lists_without_ages();
   probes_are_answered_from_all_sides();
   an_observer_answers_alone();
   small_odd_and_many_probes_get_nothing();

@@ -42,7 +42,7 @@ static void it_sends_and_receives(void) {
   CHECK(!pl_relay_waiting(t.r) && taken(&t, 0, ""));
   CHECK(inject(&t, 200, "05000000c80000012c01") == 0 && taken(&t, 300, "06000000c801"));
   uint32_t ids[4];
-  CHECK(pl_relay_nodes(t.r, ids, 4) == 3); /* gossip tells the peers */
+  CHECK(pl_relay_nodes(t.r, ids, NULL, 4) == 3); /* gossip tells the peers */
   pl_relay_detach(t.r, 200);
   pl_relay_detach(t.r, 200);
   pl_relay_detach(t.r, 100); /* not attached: stays */

@@ -27,8 +27,8 @@ class RelayLoop:
     def local_addr(self) -> Addr: ...
     def set_peers(self, peers: Sequence[Addr]) -> None:
         """The peer beacons; replaces the set. Routes through those that stay are kept."""
-    def nodes(self, limit: int = 0xFFFFFFFF) -> list[int]:
-        """Up to `limit` numbers of local nodes for gossip: registered ones first, then the others, each heard last first."""
+    def nodes(self, limit: int = 0xFFFFFFFF) -> tuple[list[int], bytes]:
+        """Up to `limit` numbers of local nodes for gossip: registered ones last, each kind heard last first; and their ages."""
     def lookup(self, node: int) -> Addr | None: ...
     def vouch(self, node: int, ip: str | None) -> None:
         """The registry's word that `node` is at `ip`; None takes it back. CoreError when the table is full."""
@@ -87,8 +87,8 @@ class Relay:
         """The peer beacons, at most 16."""
     def take_news(self) -> bool:
         """True once after something that peers should hear of."""
-    def nodes(self) -> list[int]:
-        """Local nodes for gossip, at most 4096."""
+    def nodes(self) -> tuple[list[int], bytes]:
+        """Local nodes for gossip, at most 4096, and their ages."""
     def lookup(self, node: int) -> Addr | None: ...
     def vouch(self, node: int, ip: str) -> None:
         """The registry's word that `node` is at `ip`."""

@@ -109,20 +109,22 @@ cdef class RelayLoop:
         cdef uint64_t now
         cdef pl_relay_stats st
         cdef uint32_t *ids
+        cdef uint8_t *ages
         cdef size_t n = 0, cap
         cdef pl_relay *r
         with nogil:
             r = pl_relay_loop_lock(self.loop, &now)
             pl_relay_get_stats(r, &st)
             cap = st.nodes if st.nodes < limit else limit
-            ids = <uint32_t *> malloc((cap + 1) * sizeof(uint32_t))
+            ids = <uint32_t *> malloc((cap + 1) * (sizeof(uint32_t) + 1))
+            ages = <uint8_t *> (ids + cap + 1)
             if ids is not NULL:
-                n = pl_relay_nodes(r, ids, cap)
+                n = pl_relay_nodes(r, ids, ages, cap)
             pl_relay_loop_unlock(self.loop)
         if ids is NULL:
             raise MemoryError
         try:
-            return [ids[i] for i in range(n)]
+            return [ids[i] for i in range(n)], ages[:n]
         finally:
             free(ids)
 
@@ -397,8 +399,9 @@ cdef class Relay:
 
     def nodes(self):
         cdef uint32_t ids[4096]
-        cdef size_t n = pl_relay_nodes(self.r, ids, 4096)
-        return [ids[i] for i in range(n)]
+        cdef uint8_t ages[4096]
+        cdef size_t n = pl_relay_nodes(self.r, ids, ages, 4096)
+        return [ids[i] for i in range(n)], ages[:n]
 
     def lookup(self, uint32_t node):
         cdef pl_addr a

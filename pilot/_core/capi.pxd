@@ -276,7 +276,7 @@ cdef extern from "relay.h" nogil:
     void pl_relay_stream_addr(pl_addr *out, uint32_t node)
     size_t pl_relay_take(pl_relay *r, const uint8_t **out)
     void pl_relay_set_peers(pl_relay *r, const pl_addr *peers, unsigned n)
-    size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, size_t cap)
+    size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, uint8_t *ages, size_t cap)
     bint pl_relay_lookup(const pl_relay *r, uint32_t node, pl_addr *out)
     int pl_relay_vouch(pl_relay *r, uint32_t node, const pl_addr *addr, uint64_t now_ns)
     int pl_relay_attach(pl_relay *r, uint32_t node, uint64_t now_ns)

@@ -1,8 +1,9 @@
 """Telling the peers who is here (beacon.md section 7, docs/wire-extensions.md section 7.3).
 
 The whole list goes to every peer every few seconds, and at once when somebody came: a node is reachable across beacons a
-moment after its first word here. A peer that is new to us is asked for its own list, a few times because datagrams get lost;
-so the restart of a beacon costs its routes for one round trip.
+moment after its first word here. With each goes how long ago it was heard, which settles whose it is when several claim it. A
+peer that is new to us is asked for its own list, a few times because datagrams get lost; so the restart of a beacon costs its
+routes for one round trip.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pilot._core import CoreError, RelayLoop
 from pilot.beacon.peers import Addr, Peers
 from pilot.registry.endpoint import join
-from pilot.wire.beacon import MAX_SYNC, SYNC_ASKS, Sync
+from pilot.wire.beacon import MAX_SYNC, Sync
 
 log = logging.getLogger("pilot.beacon")
 
@@ -70,12 +71,12 @@ class Gossip:
         if not self._peers.targets():
             return
         self._last = asyncio.get_running_loop().time()
-        nodes = self._relay.nodes(MAX_SYNC + 1)
+        nodes, ages = self._relay.nodes(MAX_SYNC + 1)
         if len(nodes) > MAX_SYNC:
             if not self.cut:
                 log.warning("more nodes than gossip can tell: the rest is not reachable through peers", extra={"limit": MAX_SYNC})
             self.cut += 1
-        told = self._tell(nodes[:MAX_SYNC])
+        told = self._tell(nodes[:MAX_SYNC], ages[:MAX_SYNC])
         self._pause = max(PAUSE_S, told / BYTES_PER_S)
         if self._asks:
             self._soon(ASK_AGAIN_S)
@@ -110,15 +111,16 @@ class Gossip:
         self._timer = None
         self.round()
 
-    def _tell(self, nodes: Sequence[int]) -> int:
+    def _tell(self, nodes: Sequence[int], ages: bytes = b"") -> int:
         """Bytes sent."""
-        plain = Sync(self._beacon, tuple(nodes)).build()
+        sync = Sync(self._beacon, tuple(nodes))
+        plain, asking = (sync.build(asks, ages) for asks in (False, True))
         total = 0
         for addr in self._peers.targets():
             left = self._asks.pop(addr, 0)
             if left > 1:
                 self._asks[addr] = left - 1
-            datagram = plain + SYNC_ASKS if left else plain
+            datagram = asking if left else plain
             try:
                 if self._relay.send_peer(addr, datagram):
                     self.sent += 1

@@ -17,7 +17,9 @@ SIGNATURE_SIZE = 64
 MAX_SYNC = 16374  # node ids that fit one datagram with our trailer
 PACE_ASKS = b"PX\x01"  # trailer of a discover: how often shall we ask? Other beacons ignore it
 PACE_SIZE, PACE_SIZE_V6 = 12, 24  # of such a discover: no smaller than its reply
-SYNC_ASKS = b"PX\x01\x01"  # trailer: a peer of our kind shall answer with its own list; others ignore it
+SYNC_ASKS, SYNC_AGES = 1, 2  # flags of the trailer of a sync: answer with your own list; ages of the nodes follow
+_SYNC_TRAILER = b"PX\x01"
+_SYNC_BYTES = 65507 - 30  # a datagram that can be sealed
 PROBE_SIZE = 250
 NONCE_SIZE = 8
 
@@ -146,12 +148,17 @@ class Sync:
     beacon: int
     nodes: tuple[int, ...]
 
-    def build(self) -> bytes:
-        """7 bytes and 4 a node. WireError above MAX_SYNC nodes."""
+    def build(self, asks: bool = False, ages: bytes = b"") -> bytes:
+        """7 bytes and 4 a node. asks, ages: the trailer that only our beacons read (docs/wire-extensions.md 7.3); ages has a byte
+        per node, of which those that do not fit the datagram are left out. WireError above MAX_SYNC nodes."""
         if len(self.nodes) > MAX_SYNC:
             raise WireError("too many nodes for one datagram")
         head = _pack(">BIH", BeaconType.SYNC, self.beacon, len(self.nodes))
-        return head + _pack(f">{len(self.nodes)}I", *self.nodes)
+        listed = head + _pack(f">{len(self.nodes)}I", *self.nodes)
+        flags = (SYNC_ASKS if asks else 0) | (SYNC_AGES if ages else 0)
+        if not flags:
+            return listed
+        return listed + _SYNC_TRAILER + bytes([flags]) + ages[: max(0, _SYNC_BYTES - len(listed) - 4)]
 
 
 @dataclass(frozen=True, slots=True)

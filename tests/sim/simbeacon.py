@@ -14,6 +14,8 @@ Addr = tuple[str, int]
 MAIN, QUIET, QUIET_ALT, OBSERVER, OBSERVER_ALT = range(5)  # sockets, as in csrc/relay.h
 GOSSIP_S = 10.0
 NEWS_S = 0.1
+ASKS = 3  # lists that ask the peers for theirs, after a start
+ASK_AGAIN_S = 1.0
 
 
 class SimBeacon:
@@ -33,14 +35,16 @@ class SimBeacon:
         self._addresses = {at: address for address, at in self.sockets.items()}
         self.attached: dict[int, Addr] = {}  # nodes that came by WebSocket, and their own end of the bridge
         self._telling = False
+        self._asks = 0
         self._before: dict[str, int] = {}
         self.start()
-        self._gossip_later(GOSSIP_S)
+        self._gossip_later()
 
     def start(self) -> None:
         """A new process: it knows nobody but what the registry vouches for."""
         self.starts += 1
         self.up = True
+        self._asks = ASKS
         seed = self.world.seed * 1009 + self.starts
         self.relay = Relay(
             seed=seed % 2**64,
@@ -51,6 +55,7 @@ class SimBeacon:
         self.know_peers()
         for node, endpoint in self.world.endpoints.items():
             self.relay.vouch(node, endpoint[0])
+        self._tell_soon(NEWS_S)
 
     def restart(self) -> None:
         """Everything in memory is lost, its streams break."""
@@ -90,32 +95,49 @@ class SimBeacon:
                 self.world.send_from(self._addresses[at], out, to)
         for node, out in self.relay.take():
             self.world.deliver_stream(node, out)
-        if self.relay.take_news() and not self._telling:
-            self._telling = True
-            self._gossip_later(NEWS_S)
+        self._tell_news()
 
     def attach(self, node: int) -> None:
         """A WebSocket was proved."""
         self.relay.attach(node)
         self.attached[node] = self.addr
+        self._tell_news()
 
     def detach(self, node: int) -> None:
         """The WebSocket ended."""
         self.attached.pop(node, None)
         self.relay.detach(node)
+        self._tell_news()
 
-    def _gossip_later(self, seconds: float) -> None:
-        self.world.post(self.world.now_ns + int(seconds * 1e9), lambda: self._gossip(seconds))
+    def _tell_news(self) -> None:
+        if self.relay.take_news():
+            self._tell_soon(NEWS_S)
 
-    def _gossip(self, period: float) -> None:
-        if period == NEWS_S:
-            self._telling = False
-        else:
-            self._gossip_later(period)
+    def _tell_soon(self, seconds: float) -> None:
+        if not self._telling:
+            self._telling = True
+            self.world.post(self.world.now_ns + int(seconds * 1e9), self._told)
+
+    def _told(self) -> None:
+        self._telling = False
+        self._gossip()
+        if self._asks:
+            self._tell_soon(ASK_AGAIN_S)
+
+    def _gossip_later(self) -> None:
+        def round_() -> None:
+            self._gossip()
+            self._gossip_later()
+
+        self.world.post(self.world.now_ns + int(GOSSIP_S * 1e9), round_)
+
+    def _gossip(self) -> None:
         peers = [b for b in self.world.beacons.values() if b is not self]
         if not self.up or not peers:
             return
         self.relay.expire(self.world.now_ns)
-        message = Sync(self.addr[1] + int(self.addr[0].rpartition(".")[2]), tuple(self.relay.nodes())).build()
+        nodes, ages = self.relay.nodes()
+        asks, self._asks = self._asks > 0, max(0, self._asks - 1)
+        message = Sync(self.addr[1] + int(self.addr[0].rpartition(".")[2]), tuple(nodes)).build(asks, ages)
         for peer in peers:
             self.world.send_from(self.addr, message, peer.addr)
