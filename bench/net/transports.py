@@ -91,7 +91,7 @@ class _LocalStream:
 
 
 class Tcp:
-    """Kernel TCP, plain or under TLS 1.3 (AES-256-GCM) by Python's ssl."""
+    """Kernel TCP with CUBIC, plain or under TLS 1.3 (AES-256-GCM) by Python's ssl."""
 
     def __init__(self, args: Namespace) -> None:
         self.tls = _context(args.role == "server") if args.transport == "tls" else None
@@ -107,6 +107,7 @@ class Tcp:
 
     def _wrap(self, sock: socket.socket, server: bool) -> Stream:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")  # the machine's default may be another
         return sock if self.tls is None else self.tls.wrap_socket(sock, server_side=server)
 
 
