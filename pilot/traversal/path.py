@@ -62,6 +62,7 @@ class PathMachine(PathRace):
     ) -> None:
         """The registry's answer. relay_only: the peer shows no address; it is reached through beacons and
         never punched."""
+        shown = self.relay_only and not (self._hidden or relay_only)
         self.relay_only = self._hidden or relay_only
         if self.relay_only:
             self._addressed = True
@@ -88,6 +89,8 @@ class PathMachine(PathRace):
             for candidate in named:
                 if candidate and candidate.added == now:
                     self._burst(candidate, BURST_S, now)
+        if shown and self.session and self.phase is not Phase.DIRECT:
+            self._start_race(now, first=False)
 
     def set_relays(self, relays: Sequence[tuple[Addr, float | None]], now: float) -> None:
         """The usable beacons, best first, with their round-trip times (seconds, None if unknown)."""

@@ -23,6 +23,7 @@ PUNCH_S = (0.0, 0.4, 0.9)
 RACE_S = 1.0  # plus three round trips of the relay
 RACE_MAX_S = 4.0
 PROBE_RATE, PROBE_BURST = 8.0, 24.0  # per second and at once, to addresses that carry nothing, whatever happens
+HIDDEN_IDLE_ASKS = 16  # without traffic, so many times more rarely
 LOST_RETRY_S = 2.0  # at first: streams wait for an answer
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 45.0)  # the last one repeats
 
@@ -216,10 +217,16 @@ class PathRace:
         """Cheap and for ever: the next attempt at something better than what there is."""
         self._retry_at = None
         lost = self.phase is Phase.LOST
-        if self.phase is Phase.DIRECT or (self.relay_only and not lost):
+        if self.phase is Phase.DIRECT or (self._hidden and not lost):
             return
         self._retries += 1
         gap = self._retry_gap
+        if self.relay_only and not lost:
+            # The registry says so, until UDP comes back to the peer. If the peer hears the same of us, neither speaks up first.
+            self._retry_at = now + gap
+            if self.health.busy(now) or self._retries % HIDDEN_IDLE_ASKS == 0:
+                self._ask_addresses(now)
+            return
         self._retry_at = now + (min(gap, LOST_RETRY_S) if lost and now - self.lost_at < GONE_S else gap)
         self._ways.drop_stale(self.active, now)
         self._plan_punches((0.0,), now)
@@ -262,7 +269,7 @@ class PathRace:
                 self._race_from = None
         elif self._race_from is None:
             self.story.connected(answered, RELAY, self.overhead, 0, now)
-            if self._retry_at is None and not self.relay_only:
+            if self._retry_at is None and not self._hidden:
                 self._retry_at = now + RETRY_S[0]
 
     def _activate(self, candidate: Candidate, now: float) -> None:

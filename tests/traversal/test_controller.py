@@ -112,7 +112,7 @@ class Net:
         self.nodes.append(node)
         endpoint = await node.traversal.discover()
         assert endpoint == node.plane.local_addr
-        await until(lambda: number in self.beacon.nodes())
+        await until(lambda: self.beacon.lookup(number))
         if published:
             self.registry.replies[number] = {"real_addr": show(endpoint)}
         for other in self.nodes[:-1]:

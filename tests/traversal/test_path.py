@@ -270,6 +270,28 @@ def test_relay_only_peer_is_never_punched_or_probed() -> None:
     assert d.texts()[0] == "Trying direct... skipped (relay-only)"
 
 
+def test_a_peer_that_shows_itself_again_is_found() -> None:
+    """UDP was blocked on both sides: each has heard that the other shows no address, and neither speaks up first."""
+    d = Driver()
+    d.answers[(BEACON, True)] = 0.04
+    d.machine.want(d.now)
+    d.machine.set_addresses([], [], True, d.now)
+    d.machine.session_ready(False, d.now)
+    asked = 0
+    for second in range(600):
+        if second < 300:
+            d.machine.traffic(d.now, d.now, 100 * second, d.now)
+        d.run(1.0)
+        if second == 299:
+            asked = len(d.of(AskAddresses))
+    assert 6 <= asked <= 16, "every 45 s while there is traffic"
+    assert len(d.of(AskAddresses)) <= asked + 2, "seldom without"
+    d.answers[(PEER, False)] = 0.02
+    d.machine.set_addresses([PEER], [], False, d.now)
+    d.run(2.0)
+    assert d.machine.phase is Phase.DIRECT
+
+
 def test_hidden_node_shows_itself_to_nobody() -> None:
     d = Driver(hidden=True)
     d.start()
