@@ -374,7 +374,8 @@ void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *fro
   peer->pkts_recv++;
   peer->bytes_recv += len;
   pl_packet pkt;
-  int r = pl_packet_parse(body, body + inner, (opened->caps.features & PL_CAP_NOCRC) != 0, &pkt);
+  /* We announce NOCRC to everybody, so a zero is taken from everybody: from a peer whose own announcement was cut off on the way too. */
+  int r = pl_packet_parse(body, body + inner, true, &pkt);
   if (r < 0) {
     e->st.drop_packet++;
     return;

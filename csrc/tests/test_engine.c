@@ -219,9 +219,9 @@ static void replays_and_forgeries(void) {
   empty.len = 0;
   pair_inject(&p, 1, 7, 10006, empty);
   CHECK(pair_count(&p, 1, PL_EV_DATAGRAM) == 2 && pair_stats(&p, 1).drop_packet == 3);
-  uint8_t inner[PL_HDR_SIZE] = {0x10, 2}, key[32];
+  uint8_t inner[PL_HDR_SIZE] = {0x10, 2, [PL_HDR_SIZE - 1] = 1}, key[32];
   size_t len;
-  uint8_t *f = pair_seal(p.key, p.n[0].node, 7, 10007, inner, sizeof inner, &len); /* no checksum, and none was waived */
+  uint8_t *f = pair_seal(p.key, p.n[0].node, 7, 10007, inner, sizeof inner, &len); /* a wrong checksum */
   pair_input(&p, 1, f, len, p.n[0].addr);
   free(f);
   f = pair_seal(p.key, p.n[0].node, 7, 10008, inner, 3, &len); /* not even a header */
@@ -253,6 +253,29 @@ static void replays_and_forgeries(void) {
   pair_input(&p, 1, "GET /", 5, p.n[0].addr);
   pl_engine_stats st = pair_stats(&p, 1);
   CHECK(st.drop_plaintext == 1 && st.drop_short == 1 && st.drop_unknown == 1);
+  pair_free(&p);
+}
+
+/* docs/wire-extensions.md 2: we announced that a zero checksum will do; the peer may know that though its own trailer did not get here. */
+static void checksums(void) {
+  pl_engine_cfg c = pair_cfg();
+  pair p;
+  pair_init(&p, &c);
+  pair_join(&p, NULL, 3);
+  CHECK(pl_engine_listen(p.n[1].e, 1000, PL_OWNER_APP, 0, false) == PL_OK);
+  pl_packet d = pair_packet(&p, 1, PL_PROTO_DATAGRAM, 0, 50000, 1000);
+  d.len = 4;
+  uint8_t inner[PL_HDR_SIZE + 4];
+  for (uint32_t crc = 0; crc < 2; crc++) { /* zero is none; one is wrong */
+    pl_packet_write_header(inner, &d);
+    memcpy(inner + PL_HDR_SIZE, "zero", 4);
+    pl_put32(inner + 30, crc);
+    size_t len;
+    uint8_t *f = pair_seal(p.key, p.n[0].node, 7, 1 + crc, inner, sizeof inner, &len);
+    pair_input(&p, 1, f, len, p.n[0].addr);
+    free(f);
+    CHECK(pair_count(&p, 1, PL_EV_DATAGRAM) == 1 && pair_stats(&p, 1).drop_packet == crc);
+  }
   pair_free(&p);
 }
 
@@ -821,6 +844,7 @@ int main(void) {
   for (unsigned i = 0; i < 3; i++) given_up(i);
   trust_gate();
   replays_and_forgeries();
+  checksums();
   prefixes();
   no_session();
   keys();
