@@ -144,7 +144,9 @@ typedef struct pl_relay_probe_cfg {
 /* Opens the sockets; PL_OK and *out, PL_ENOMEM, or PL_EIO with errno. The thread is not started. probe: NULL = probes are not answered. */
 int pl_relay_loop_new(const pl_relay_cfg *cfg, const pl_addr *bind, const pl_relay_probe_cfg *probe, uint32_t socket_buffer,
                       pl_relay_loop **out);
-/* PL_ESTATE if it runs already, PL_EIO with errno if there is no thread to be had. */
+/* PL_ESTATE if it runs already, PL_EIO with errno if there is no thread to be had. On Linux the thread's nice value is PL_RELAY_PRECEDENCE below
+ * that of its caller where the process may lower it (CAP_SYS_NICE, RLIMIT_NICE). */
+#define PL_RELAY_PRECEDENCE 10
 int pl_relay_loop_start(pl_relay_loop *l);
 void pl_relay_loop_stop(pl_relay_loop *l); /* joins the thread; may be started again */
 void pl_relay_loop_free(pl_relay_loop *l); /* stops first; NULL is allowed */

@@ -14,6 +14,7 @@
 
 #ifdef __linux__
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #endif
 
 #include "relay.h"
@@ -107,9 +108,22 @@ static void observe(pl_relay_loop *l, enum pl_relay_socket which) {
   pthread_mutex_unlock(&l->lock);
 }
 
+#ifdef __linux__
+/* A relay that waits for a processor has a queue in which flows share by how much each keeps in flight; one that is served at once has none.
+ * Refused without the right to it: then it waits its turn like any other thread. So it does on a lone processor, where a flood would else leave
+ * the control plane too little. */
+static void take_precedence(void) {
+  if (sysconf(_SC_NPROCESSORS_ONLN) < 2) return;
+  errno = 0;
+  int nice = getpriority(PRIO_PROCESS, 0); /* of this thread; -1 is one of its values */
+  if (errno == 0) (void)setpriority(PRIO_PROCESS, 0, nice - PL_RELAY_PRECEDENCE);
+}
+#endif
+
 static void *run(void *arg) {
   pl_relay_loop *l = arg;
 #ifdef __linux__
+  take_precedence();
   prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); /* the waits of pl_udp_sendv end in time */
   prctl(PR_SET_NAME, "pilot-relay", 0, 0, 0);
 #endif

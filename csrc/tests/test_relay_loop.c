@@ -1,10 +1,17 @@
 /* The beacon on loopback sockets, its thread running: discover, trains of relayed datagrams, two beacons, pinned replies, a lock that the
- * control plane gets during a flood, an orderly end. */
+ * control plane gets during a flood, an orderly end, a thread that goes before others. */
+#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
+
+#ifdef __linux__
+#include <sys/resource.h>
+#endif
 
 #include "check.h"
 #include "relay.h"
@@ -268,7 +275,50 @@ static void refusals(void) {
   pl_relay_loop_free(NULL);
 }
 
+#ifdef __linux__
+static void *lower(void *allowed) {
+  *(bool *)allowed = setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) - PL_RELAY_PRECEDENCE) == 0; /* of this thread alone */
+  return NULL;
+}
+
+/* The thread of the only relay. */
+static id_t relay_thread(void) {
+  DIR *tasks = opendir("/proc/self/task");
+  CHECK(tasks);
+  id_t found = 0;
+  for (struct dirent *d; (d = readdir(tasks));) {
+    char path[300], name[32] = "";
+    (void)snprintf(path, sizeof path, "/proc/self/task/%s/comm", d->d_name);
+    FILE *f = fopen(path, "r");
+    if (!f) continue;
+    if (fgets(name, sizeof name, f) && strcmp(name, "pilot-relay\n") == 0) found = (id_t)strtoul(d->d_name, NULL, 10);
+    (void)fclose(f);
+  }
+  closedir(tasks);
+  CHECK(found);
+  return found;
+}
+
+static void goes_before_others(void) {
+  bool allowed = false;
+  pthread_t probe;
+  CHECK(pthread_create(&probe, NULL, lower, &allowed) == 0 && pthread_join(probe, NULL) == 0);
+  int before = getpriority(PRIO_PROCESS, 0), expected = allowed && sysconf(_SC_NPROCESSORS_ONLN) > 1 ? before - PL_RELAY_PRECEDENCE : before;
+  pl_addr at;
+  pl_relay_loop *l = beacon(&at);
+  node a;
+  node_open(&a, 7, &at); /* answered: the thread is under way */
+  CHECK(getpriority(PRIO_PROCESS, relay_thread()) == (expected < -20 ? -20 : expected));
+  CHECK(getpriority(PRIO_PROCESS, 0) == before);
+  pl_udp_close(&a.u);
+  pl_relay_loop_free(l);
+}
+#endif
+
 int main(void) {
+#ifdef __linux__
+  goes_before_others();
+#endif
   one_beacon();
   two_beacons();
   control_and_end_during_a_flood();
