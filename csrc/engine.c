@@ -334,6 +334,8 @@ int pl_engine_send_raw(pl_engine *e, const pl_addr *to, const uint8_t *data, siz
   return PL_OK;
 }
 
+uint64_t pl_engine_opened(const pl_engine *e) { return e->st.opened_ok; }
+
 void pl_engine_get_stats(const pl_engine *e, pl_engine_stats *out) {
   *out = e->st;
   out->peers = (uint32_t)e->peers.used;

@@ -226,5 +226,6 @@ typedef struct pl_engine_stats {
   uint32_t peers, sessions, conns, ports;
 } pl_engine_stats;
 void pl_engine_get_stats(const pl_engine *e, pl_engine_stats *out);
+uint64_t pl_engine_opened(const pl_engine *e); /* opened_ok alone */
 
 #endif

@@ -6,6 +6,7 @@
 
 #define DIAL_NS PL_NS_PER_S            /* then Python, who knows of other paths, tries */
 #define FRESH_NS (45 * PL_NS_PER_S)    /* a peer that was heard within two keepalives is there */
+#define DIAL_KEPT 16u                   /* of a request: what waits is bounded by the number of dials */
 #define NODE_BROADCAST 0xffffffffu
 
 enum dial_state {
@@ -75,6 +76,7 @@ void pl_client_advance_dials(pl_local *l, pl_client *c) {
 }
 
 void pl_client_dial(pl_local *l, pl_client *c, const uint8_t *p, uint32_t len) {
+  if (len > DIAL_KEPT) len = DIAL_KEPT; /* eight bytes mean something, and what follows nothing */
   pl_dial *d = malloc(sizeof *d + len);
   if (!d) {
     c->broken = true;

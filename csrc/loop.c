@@ -113,6 +113,7 @@ static int wait_for(const pl_loop *l, struct epoll_event *ev, uint64_t until_ns)
 size_t pl_loop_receive(pl_loop *l) {
   pl_rx rx[PL_UDP_BATCH];
   size_t bytes = 0;
+  uint64_t opened = pl_engine_opened(l->engine);
   for (unsigned call = 0; call < RX_TURN_CALLS && bytes < PL_RX_TURN_BYTES; call++) {
     int n = pl_udp_recv(&l->udp, rx);
     uint64_t now = pl_loop_clock_ns();
@@ -123,6 +124,7 @@ size_t pl_loop_receive(pl_loop *l) {
     if (!l->udp.more) break;
   }
   l->moved += bytes;
+  if (bytes && pl_engine_opened(l->engine) == opened) l->junk++;
   if (bytes >= PL_BULK_BYTES) l->bulk_ns = pl_loop_clock_ns();
   return bytes;
 }

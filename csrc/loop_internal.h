@@ -22,7 +22,8 @@ typedef struct pl_waiter pl_waiter;
 /* What one who waits has seen lately (loop_spin.c). */
 typedef struct pl_spin {
   unsigned soon;  /* turns in a row of a conversation of small messages */
-  uint64_t moved; /* l->moved when the last turn ended */
+  uint64_t moved; /* l->moved and l->junk when the last turn ended */
+  uint64_t junk;
 } pl_spin;
 
 struct pl_loop {
@@ -42,6 +43,7 @@ struct pl_loop {
   uint64_t wakeups;
   uint64_t spin_ns;          /* the longest wait without sleep */
   uint64_t moved;            /* bytes received and sent */
+  uint64_t junk;             /* turns at the socket that brought no frame of a session */
   pl_local_stats last_local; /* what the clients' counters were when they were stopped */
 
   /* loop_wait.c */

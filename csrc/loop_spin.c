@@ -12,7 +12,9 @@
 void pl_spin_note(pl_loop *l, pl_spin *s, uint64_t waited_ns, bool served) {
   uint64_t moved = l->moved - s->moved;
   s->moved = l->moved;
-  if (moved > SPIN_BYTES || waited_ns >= l->spin_ns)
+  bool junk = l->junk != s->junk; /* strangers must not keep a processor awake */
+  s->junk = l->junk;
+  if (junk || moved > SPIN_BYTES || waited_ns >= l->spin_ns)
     s->soon = 0;
   else if (served && s->soon < SPIN_AFTER) /* woken by a deadline of our own: neither */
     s->soon++;

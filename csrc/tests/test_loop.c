@@ -575,6 +575,12 @@ static void test_spin(void) {
     pl_spin_note(l, &s, short_wait, true);
     CHECK(pl_spin_limit(l, &s) == 0);
   }
+  for (int i = 0; i < 9; i++) { /* a stranger's datagrams */
+    l->moved += 60;
+    l->junk++;
+    pl_spin_note(l, &s, short_wait, true);
+    CHECK(pl_spin_limit(l, &s) == 0);
+  }
   for (int i = 0; i < 9; i++) pl_spin_note(l, &s, limit, true); /* answers that come late */
   CHECK(pl_spin_limit(l, &s) == 0);
   l->spin_ns = 0;
