@@ -23,7 +23,7 @@ enum pl_event_type {
   PL_EV_BEACON,          /* 0x02 0x04 0x0A and unknown types < 0x10: data, addr */
   PL_EV_PEER_WANTED,     /* node: traffic waits for it; no session, or no path. At most once a second per node */
   PL_EV_NO_SESSION,      /* node: PILS came, no key for it: addr, relayed. At most once per 3 s per node */
-  PL_EV_SESSION_PROVED,  /* node: first frame opened under key a = key_id; that key is now the sending key */
+  PL_EV_SESSION_PROVED,  /* node: first frame opened under key a = key_id; that key is now the sending key. b = era of the session, 1 or 2 */
   PL_EV_SESSION_BROKEN,  /* node: repeated tag or replay failures dropped the session; a = reason PL_E* */
   PL_EV_PATH_SEEN,       /* node: authenticated frame from an address that is not its active path: addr, relayed. <= 1/s per address.
                             a = 1: it is now, because the peer has replaced its key and is heard there, directly, instead of on its direct path */
@@ -76,6 +76,7 @@ typedef struct pl_engine_cfg {
   uint32_t max_segment;       /* what we send and accept at most, e.g. 8192; PMTU discovery probes up to it */
   uint32_t datagram_queue;    /* datagrams that wait for a session, per peer: 64 */
   uint64_t peer_keepalive_ns; /* 20 s */
+  bool accept_era1;           /* off: keys of era 1 are not kept, their frames fail like any forgery */
   uint8_t entropy[32];        /* seeds ISNs, hash keys, prefixes; from the system in production, a seed in tests */
   uint8_t probe_secret[32];   /* for the sequence numbers of pings; likewise, but zero will do in tests */
 } pl_engine_cfg;
@@ -110,6 +111,11 @@ int pl_engine_set_trusted(pl_engine *e, uint32_t node, bool trusted);
  * are kept, caps updated, a pending key is withdrawn). Otherwise it waits as pending: frames under it are accepted, and the first that opens makes it the
  * sending key (SESSION_PROVED) and the old one a receive-only key for 10 s. caps may be NULL. */
 int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], uint64_t key_id, const pl_caps *caps, uint64_t now_ns);
+/* The same for a peer that may be of era 1 (transport.md 3.4). era1: its key of that era, NULL = it is known not to speak it; ignored unless
+ * cfg.accept_era1 is set. The first frame that opens settles the era of the session. Until then ours are of era 2, every second one of
+ * era 1 if that was the last that the peer spoke. A peer that was heard in era 2 is never heard in era 1 again. */
+int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], const uint8_t *era1, uint64_t key_id, const pl_caps *caps,
+                           uint64_t now_ns);
 int pl_engine_drop_session(pl_engine *e, uint32_t node);
 /* Resets the streams with a peer that is gone; dials go on until their own time is over. key_id: only streams that are older than this key
  * of the session, 0 = all. The number of streams, or PL_ENOENT. */
@@ -128,6 +134,7 @@ typedef struct pl_peer_info {
   bool trusted, session, proved, has_path, relay, own_kind;
   pl_addr path;
   uint32_t mss;
+  uint8_t era;                         /* 1 or 2; 0 before the first frame has opened */
   uint64_t key_id;
   uint64_t last_recv_ns, last_send_ns; /* 0 = never; authenticated frames */
   uint64_t last_direct_recv_ns;
@@ -223,6 +230,7 @@ typedef struct pl_engine_stats {
       drop_beacon_source, drop_untrusted, drop_no_conn, drop_limit, drop_event;
   uint64_t syn_refused, syn_rate_limited, accept_queue_drops;
   uint64_t opened_ok, opened_fail; /* PILS frames */
+  uint64_t opened_era1, drop_era1; /* of opened_ok; opened, but not of the peer that the frame named: reflected */
   uint32_t peers, sessions, conns, ports;
 } pl_engine_stats;
 void pl_engine_get_stats(const pl_engine *e, pl_engine_stats *out);

@@ -25,6 +25,19 @@
 #define PL_TRAIN_PACKETS 64u         /* per visit of one stream: a full GSO run */
 #define PL_BUCKETS 4096u             /* direct-mapped rate tables keyed by address or node */
 
+/* How frames under a key are sealed (transport.md 3.4). */
+enum pl_era {
+  PL_ERA_2 = 0,
+  PL_ERA_1,    /* the first frame that opened was of era 1 */
+  PL_ERA_OPEN, /* none has opened yet, and it may be of either */
+};
+
+/* The other key that two X25519 keys give. */
+typedef struct pl_era1 {
+  uint8_t secret[32];
+  pl_aead *aead; /* NULL as in pl_key */
+} pl_era1;
+
 /* One derived session key; both directions use it (transport.md 3.4). */
 typedef struct pl_key {
   uint64_t id;
@@ -37,9 +50,11 @@ typedef struct pl_key {
   pl_replay replay;
   pl_caps caps;
   bool proved;         /* a frame under it was opened */
+  uint8_t era;         /* enum pl_era */
   uint64_t retire_ns;  /* of a replaced key */
   uint64_t installed_ns;
   uint32_t first_conn; /* the id that the next connection would have had then */
+  pl_era1 era1[];      /* one, while the era is not PL_ERA_2; counter and replay windows serve both */
 } pl_key;
 
 /* What is remembered of a key that was dropped. The same two X25519 keys give the same session key again, by a PILA that anybody may have
@@ -103,6 +118,8 @@ typedef struct pl_peer {
   uint64_t open_failures;
   struct { pl_addr addr; bool relay; uint64_t at_ns; } seen[2];
   bool moved;           /* the key was replaced, and nothing has come over the path since: the peer may have restarted elsewhere */
+  bool era2;            /* was heard in era 2: no key of it is tried in era 1 any more */
+  bool spoke_era1;      /* the last key that settled did so in era 1 */
   pl_probe *probes;     /* PL_PROBES entries, allocated on first use */
   uint32_t probe_seq;
   pl_pmtu pmtu;

@@ -250,6 +250,7 @@ static void fill_info(const pl_engine *e, const pl_peer *p, pl_peer_info *out) {
   out->own_kind = p->cur && p->cur->caps.features & PL_CAP_STREAM_OPTS;
   out->path = p->path;
   out->mss = pl_peer_mss(e, p);
+  out->era = !out->proved ? 0 : p->cur->era == PL_ERA_1 ? 1 : 2;
   out->key_id = p->cur ? p->cur->id : 0;
   out->last_recv_ns = p->last_recv_ns;
   out->last_send_ns = p->last_send_ns;

@@ -1,7 +1,11 @@
 /* Sessions: keys in force, PILS in and out (transport.md 3.4, 3.5, 3.7).
  *
  * A peer has up to three keys: `cur` seals and opens; `next` opens only, until the peer proves it by a frame, then takes
- * the place of cur; `prev` opens for 10 s more. Frames that do not open never change state: anybody can send those. */
+ * the place of cur; `prev` opens for 10 s more. Frames that do not open never change state: anybody can send those.
+ *
+ * A key may have a twin of era 1 (cfg.accept_era1): frames are then tried in both eras until one opens. In era 1 nothing binds the sender
+ * outside of a frame to what is sealed, so a frame counts only if the packet inside names the same node: anybody could turn our own frames
+ * round, or send us those of one peer as another's that has announced its public key. */
 #include "engine_internal.h"
 
 #include <stdlib.h>
@@ -44,20 +48,25 @@ static void unlink_warm(pl_engine *e, pl_key *k) {
   k->warmer = k->colder = NULL;
 }
 
+static bool is_warm(const pl_key *k) { return k->aead || (k->era != PL_ERA_2 && k->era1->aead); }
+
 static void cool(pl_engine *e, pl_key *k) {
-  if (!k->aead) return;
+  if (!is_warm(k)) return;
   unlink_warm(e, k);
   pl_aead_free(k->aead);
   k->aead = NULL;
+  if (k->era == PL_ERA_2) return;
+  pl_aead_free(k->era1->aead);
+  k->era1->aead = NULL;
 }
 
 /* The context of a key, NULL without memory. Good until the next call. */
-static pl_aead *warm(pl_engine *e, pl_key *k) {
-  if (k->aead && e->now_ns - k->warmed_ns < PL_KEY_WARM_NS / 2) return k->aead;
-  if (k->aead)
-    unlink_warm(e, k);
-  else if (!(k->aead = pl_aead_new(k->secret)))
-    return NULL;
+static pl_aead *warm(pl_engine *e, pl_key *k, bool era1) {
+  pl_aead **at = era1 ? &k->era1->aead : &k->aead;
+  if (*at && e->now_ns - k->warmed_ns < PL_KEY_WARM_NS / 2) return *at;
+  bool listed = is_warm(k);
+  if (!*at && !(*at = pl_aead_new(era1 ? k->era1->secret : k->secret))) return NULL;
+  if (listed) unlink_warm(e, k);
   k->warmed_ns = e->now_ns;
   k->colder = e->warmest;
   if (e->warmest)
@@ -66,13 +75,45 @@ static pl_aead *warm(pl_engine *e, pl_key *k) {
     e->coldest = k;
   e->warmest = k;
   for (unsigned i = 0; i < 2 && e->now_ns - e->coldest->warmed_ns >= PL_KEY_WARM_NS; i++) cool(e, e->coldest); /* never k itself */
-  return k->aead;
+  return *at;
+}
+
+/* ---- eras ---- */
+
+static void end_era1(pl_engine *e, pl_key *k) {
+  if (k->era == PL_ERA_2) return;
+  if (k->era1->aead && !k->aead) unlink_warm(e, k);
+  pl_aead_free(k->era1->aead);
+  pl_wipe(k->era1, sizeof *k->era1);
+  k->era = PL_ERA_2;
+}
+
+/* The first frame under the key has opened. */
+static void settle_era(pl_engine *e, pl_peer *p, pl_key *k, bool era1) {
+  p->spoke_era1 = era1;
+  if (era1) {
+    k->era = PL_ERA_1;
+    pl_aead_free(k->aead); /* it stays among the warm ones by the other */
+    k->aead = NULL;
+    return;
+  }
+  p->era2 = true;
+  pl_key *keys[] = {p->cur, p->next, p->prev};
+  for (unsigned i = 0; i < 3; i++)
+    if (keys[i] && keys[i]->era == PL_ERA_OPEN) end_era1(e, keys[i]);
+}
+
+/* A peer that has spoken era 1 may have restarted as a later release; one of that kind ends its session over five frames that it cannot
+ * open, and pings and the first packets of a stream are repeated. */
+static bool sends_era1(const pl_peer *p, const pl_key *k) {
+  return k->era == PL_ERA_1 || (k->era == PL_ERA_OPEN && p->spoke_era1 && k->counter & 1);
 }
 
 void pl_key_free(pl_engine *e, pl_key *k) {
   if (!k) return;
   bury(e, k);
   cool(e, k);
+  end_era1(e, k);
   pl_replay_free(&k->replay);
   pl_wipe(k->secret, sizeof k->secret);
   free(k);
@@ -84,11 +125,17 @@ static uint32_t next_prefix(pl_engine *e, uint32_t peer) {
   return (e->next_prefix++ & 0x7fffffffu) | (e->node > peer ? 0x80000000u : 0);
 }
 
-static pl_key *key_new(pl_engine *e, uint32_t peer, const uint8_t key[32], uint64_t id, const pl_caps *caps, uint64_t now_ns) {
-  pl_key *k = calloc(1, sizeof *k);
+static pl_key *key_new(pl_engine *e, uint32_t peer, const uint8_t key[32], const uint8_t *era1, uint64_t id, const pl_caps *caps,
+                       uint64_t now_ns) {
+  pl_key *k = calloc(1, sizeof *k + (era1 ? sizeof *k->era1 : 0));
   if (!k) return NULL;
   memcpy(k->secret, key, sizeof k->secret);
-  if (!warm(e, k)) {
+  if (era1) {
+    k->era = PL_ERA_OPEN;
+    memcpy(k->era1->secret, era1, sizeof k->era1->secret);
+  }
+  if (!warm(e, k, false)) {
+    end_era1(e, k);
     pl_wipe(k->secret, sizeof k->secret);
     free(k);
     return NULL;
@@ -103,14 +150,23 @@ static pl_key *key_new(pl_engine *e, uint32_t peer, const uint8_t key[32], uint6
   return k;
 }
 
-int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], uint64_t key_id, const pl_caps *caps,
-                          uint64_t now_ns) {
+/* Only our own kind announces features, and speaks era 2: after that there is nothing left to find out. Whether the peer is of that kind
+ * for good the frames say, not the announcement, which somebody may have kept. */
+static bool announces(const pl_caps *caps) { return caps && caps->features; }
+
+int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], uint64_t key_id, const pl_caps *caps, uint64_t now_ns) {
+  return pl_engine_install_keys(e, node, key, NULL, key_id, caps, now_ns);
+}
+
+int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], const uint8_t *era1, uint64_t key_id, const pl_caps *caps,
+                           uint64_t now_ns) {
   if (now_ns > e->now_ns) e->now_ns = now_ns;
   pl_peer *p = pl_peer_get(e, node);
   if (!p) return PL_ELIMIT;
   pl_key *same = p->cur && p->cur->id == key_id ? p->cur : p->next && p->next->id == key_id ? p->next : NULL;
   if (same) {
     if (caps) same->caps = *caps;
+    if (announces(caps)) end_era1(e, same);
     if (same == p->cur) {
       pl_key_free(e, p->next); /* or probes would go on under a key that nobody proved */
       p->next = NULL;
@@ -119,7 +175,8 @@ int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], ui
     return PL_OK;
   }
   if (p->prev && p->prev->id == key_id) return PL_OK; /* a late copy of the exchange before the last */
-  pl_key *k = key_new(e, node, key, key_id, caps, e->now_ns);
+  if (!e->cfg.accept_era1 || p->era2 || announces(caps)) era1 = NULL;
+  pl_key *k = key_new(e, node, key, era1, key_id, caps, e->now_ns);
   if (!k) return PL_ENOMEM;
   if (!p->cur) {
     p->cur = k;
@@ -165,8 +222,9 @@ int pl_session_send(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool
   if (n1) memcpy(in + PL_HDR_SIZE, p1, n1);
   if (n2) memcpy(in + PL_HDR_SIZE + n1, p2, n2);
   if (!(k->caps.features & PL_CAP_NOCRC)) pl_packet_write_crc(in, inner);
-  pl_aead *aead = warm(e, k);
-  if (!aead || pl_aead_seal(aead, d + 8, d + 4, 4, in, inner) < 0) {
+  bool era1 = k->era != PL_ERA_2 && sends_era1(p, k);
+  pl_aead *aead = warm(e, k, era1);
+  if (!aead || pl_aead_seal(aead, d + 8, d + 4, era1 ? 0 : 4, in, inner) < 0) {
     pl_tx_undo(e->tx); /* the counter stays used: a nonce is never given out twice */
     return PL_EIO;
   }
@@ -216,8 +274,9 @@ static void on_failure(pl_engine *e, pl_peer *p, int reason) {
   ev->a = (uint64_t)(int64_t)reason;
 }
 
-static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
+static void proved(pl_engine *e, pl_peer *p, pl_key *k, bool era1) {
   k->proved = true;
+  settle_era(e, p, k, era1);
   if (k == p->prev) return; /* replaced before its first frame came: there is no way back to it */
   if (k == p->next) {
     pl_key_free(e, p->prev);
@@ -239,6 +298,7 @@ static void proved(pl_engine *e, pl_peer *p, pl_key *k) {
   if (!ev) return;
   ev->node = p->node;
   ev->a = k->id;
+  ev->b = era1 ? 1 : 2;
 }
 
 static void note_path(pl_engine *e, pl_peer *p, const pl_key *k, const pl_addr *from, bool relayed) {
@@ -328,6 +388,23 @@ static void on_packet(pl_engine *e, pl_peer *p, pl_key *k, const pl_packet *pkt,
   e->st.drop_packet++;
 }
 
+static int try_open(pl_engine *e, pl_key *k, bool era1, const pl_pils *h, const uint8_t sender[4], uint8_t *body) {
+  pl_aead *aead = warm(e, k, era1);
+  return aead ? pl_aead_open(aead, h->nonce, sender, era1 ? 0 : 4, body, h->body_len - PL_TAG_SIZE) : PL_ENOMEM;
+}
+
+/* Of the peer that the frame names, and whole. Before the counter is recorded: a frame that somebody has turned round must not use it up. */
+static bool era1_genuine(pl_engine *e, const pl_peer *p, const uint8_t *body, size_t len) {
+  pl_packet pkt;
+  int r = pl_packet_parse(body, body + len, false, &pkt);
+  if (r == PL_OK && pkt.src_node == p->node) {
+    e->st.opened_era1++;
+    return true;
+  }
+  e->st.drop_era1++;
+  return false;
+}
+
 void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *from, bool relayed) {
   pl_pils h;
   if (pl_pils_parse(p, p + len, &h) < 0) {
@@ -346,16 +423,22 @@ void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *fro
   uint8_t *body = p + (h.body - p);
   size_t inner = h.body_len - PL_TAG_SIZE;
   pl_key *opened = NULL;
+  bool era1 = false;
   int err = PL_EAUTH;
-  if (n > 1) memcpy(e->scratch, body, h.body_len); /* opening in place destroys it, and another key may fit */
+  if (n > 1 || peer->cur->era == PL_ERA_OPEN) memcpy(e->scratch, body, h.body_len); /* opening in place destroys it, and another key may fit */
   for (unsigned i = 0; i < n; i++) {
     int r = pl_replay_check(&keys[i]->replay, h.prefix, h.counter);
     if (r < 0) {
       err = r;
       continue;
     }
-    pl_aead *aead = warm(e, keys[i]);
-    r = aead ? pl_aead_open(aead, h.nonce, p + 4, 4, body, inner) : PL_ENOMEM;
+    era1 = keys[i]->era == PL_ERA_1;
+    r = try_open(e, keys[i], era1, &h, p + 4, body);
+    if (r == PL_EAUTH && keys[i]->era == PL_ERA_OPEN) {
+      memcpy(body, e->scratch, h.body_len);
+      era1 = true;
+      r = try_open(e, keys[i], true, &h, p + 4, body);
+    }
     if (r == PL_OK) {
       opened = keys[i];
       break;
@@ -367,6 +450,7 @@ void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *fro
     on_failure(e, peer, err);
     return;
   }
+  if (era1 && !era1_genuine(e, peer, body, inner)) return;
   if (pl_replay_commit(&opened->replay, h.prefix, h.counter, e->now_ns) < 0) return;
   e->st.opened_ok++;
   peer->failures = 0;
@@ -389,7 +473,7 @@ void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *fro
     pkt.src_port = 0;
     pkt.seq = 0;
   }
-  if (!opened->proved || opened == peer->next) proved(e, peer, opened);
+  if (!opened->proved || opened == peer->next) proved(e, peer, opened, era1);
   note_path(e, peer, opened, from, relayed);
   on_packet(e, peer, opened, &pkt, from, relayed);
 }

@@ -2,7 +2,8 @@
  * connections it sees, time, and every command in any order. Input: a sequence of operations, one byte each with its arguments.
  *
  * Checked beside the sanitizers: each frame the node sends opens under the peer's key and carries the node's own number; nonces never
- * repeat; the node comes to rest when time stands still; counts of connections agree. */
+ * repeat; frames of era 1 go only to a peer that has sent some; the node comes to rest when time stands still; counts of connections
+ * agree. */
 #include "aead.h"
 #include "engine.h"
 #include "fuzz.h"
@@ -17,7 +18,10 @@ typedef struct world {
   pl_tx tx;
   uint64_t now;
   pl_aead *aead[2]; /* of the plain peer and of the own kind; each with the present key */
-  uint8_t key[2][32];
+  pl_aead *aead1[2]; /* the same in era 1 */
+  uint8_t key[2][32], key1[2][32];
+  bool accepts;     /* the node takes era 1 */
+  bool speaks1[2], spoke1[2];
   uint64_t key_id[2];
   uint64_t counter[2];
   uint32_t prefix;
@@ -41,7 +45,10 @@ static void new_key(world *w, unsigned i) {
   memset(w->key[i], (int)(w->key_id[i] + 64 * i), 32);
   pl_aead_free(w->aead[i]);
   w->aead[i] = pl_aead_new(w->key[i]);
-  FUZZ_CHECK(w->aead[i] != NULL);
+  memset(w->key1[i], (int)(w->key_id[i] + 64 * i + 128), 32);
+  pl_aead_free(w->aead1[i]);
+  w->aead1[i] = pl_aead_new(w->key1[i]);
+  FUZZ_CHECK(w->aead[i] != NULL && w->aead1[i] != NULL);
 }
 
 static void remember(world *w, unsigned i, const pl_packet *k) {
@@ -64,7 +71,11 @@ static void on_sent(world *w, uint8_t *p, size_t n) {
   FUZZ_CHECK(body != NULL);
   for (unsigned i = 0; i < 2; i++) {
     memcpy(body, h.body, h.body_len);
-    if (pl_aead_open(w->aead[i], h.nonce, p + 4, 4, body, h.body_len - PL_TAG_SIZE) < 0) continue; /* the other's, or under an older key */
+    if (pl_aead_open(w->aead[i], h.nonce, p + 4, 4, body, h.body_len - PL_TAG_SIZE) < 0) {
+      memcpy(body, h.body, h.body_len);
+      if (pl_aead_open(w->aead1[i], h.nonce, NULL, 0, body, h.body_len - PL_TAG_SIZE) < 0) continue; /* the other's, or under an older key */
+      FUZZ_CHECK(w->accepts && w->spoke1[i]);
+    }
     pl_packet k;
     FUZZ_CHECK(pl_packet_parse(body, body + h.body_len - PL_TAG_SIZE, i == 1, &k) == PL_OK);
     FUZZ_CHECK(k.src_node == NODE);
@@ -127,7 +138,10 @@ static void sealed(world *w, unsigned i, uint8_t *inner, size_t n, bool fix, uin
   w->counter[i] += how & 1 ? 0 : 1; /* a replay now and then */
   pl_pils_write_head(p, nodes[i], w->prefix, w->counter[i]);
   if (n) memcpy(p + PL_PILS_HEAD, inner, n);
-  FUZZ_CHECK(pl_aead_seal(w->aead[i], p + 8, p + 4, 4, p + PL_PILS_HEAD, n) == PL_OK);
+  if (w->accepts && how & 0x20) w->speaks1[i] = !w->speaks1[i];
+  bool era1 = w->speaks1[i];
+  w->spoke1[i] |= era1;
+  FUZZ_CHECK(pl_aead_seal(era1 ? w->aead1[i] : w->aead[i], p + 8, p + 4, era1 ? 0 : 4, p + PL_PILS_HEAD, n) == PL_OK);
   if (how & 2) w->prefix++;
   input(w, f, len, 0, head ? beacon() : address((uint8_t)(i + 1)));
   free(f);
@@ -262,11 +276,11 @@ static void command(world *w) {
         pl_engine_install_key(w->e, node, stray, 1000 + arg, i ? &own : NULL, w->now);
       } else {
         new_key(w, i);
-        pl_engine_install_key(w->e, node, w->key[i], w->key_id[i], i ? &own : NULL, w->now);
+        pl_engine_install_keys(w->e, node, w->key[i], w->key1[i], w->key_id[i], i ? &own : NULL, w->now);
       }
       break;
     }
-    case 12: pl_engine_install_key(w->e, node, w->key[arg & 1], w->key_id[arg & 1], NULL, w->now); break;
+    case 12: pl_engine_install_keys(w->e, node, w->key[arg & 1], arg & 2 ? NULL : w->key1[arg & 1], w->key_id[arg & 1], NULL, w->now); break;
     case 13: pl_engine_drop_session(w->e, node); break;
     case 14: pl_engine_set_trusted(w->e, node, arg & 2); break;
     case 15: pl_engine_set_public(w->e, arg & 2); break;
@@ -322,6 +336,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   uint8_t options = fuzz_u8(&w.in);
   if (options & 1) cfg.stream.congestion = "cubic";
   if (options & 2) cfg.stream.recv_buffer = cfg.stream.recv_buffer_plain = cfg.stream.send_buffer = 16384;
+  cfg.accept_era1 = w.accepts = options & 8;
   w.e = pl_engine_new(&cfg, &w.tx, w.now);
   FUZZ_CHECK(w.e != NULL);
   pl_engine_set_node(w.e, NODE);
@@ -333,7 +348,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   for (unsigned i = 0; i < 2; i++) {
     pl_addr at = address((uint8_t)(i + 1));
     new_key(&w, i);
-    FUZZ_CHECK(pl_engine_install_key(w.e, nodes[i], w.key[i], w.key_id[i], i ? &own : NULL, w.now) == PL_OK);
+    FUZZ_CHECK(pl_engine_install_keys(w.e, nodes[i], w.key[i], w.key1[i], w.key_id[i], i ? &own : NULL, w.now) == PL_OK);
     if (!(options & 4)) FUZZ_CHECK(pl_engine_set_path(w.e, nodes[i], &at, false, w.now) == PL_OK);
     pl_engine_set_trusted(w.e, nodes[i], true);
   }
@@ -377,7 +392,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   events(&w);
   pl_engine_free(w.e);
   pl_tx_free(&w.tx);
-  pl_aead_free(w.aead[0]);
-  pl_aead_free(w.aead[1]);
+  for (unsigned i = 0; i < 2; i++) {
+    pl_aead_free(w.aead[i]);
+    pl_aead_free(w.aead1[i]);
+  }
   return 0;
 }

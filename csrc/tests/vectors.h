@@ -1,5 +1,5 @@
 /* Packets as recorded from other implementations: bytes and fields. The two large segments are made in the test (payload byte i is
- * i mod 256); left out of the set are the records of the first era (another key derivation, empty AAD), which is not spoken. */
+ * i mod 256); those of the first era are in test_engine_era1.c. */
 #ifndef PL_VECTORS_H
 #define PL_VECTORS_H
 

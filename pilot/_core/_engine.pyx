@@ -140,6 +140,8 @@ cdef int configure(pl_engine_cfg *cfg, str congestion, int max_segment, bytes en
             cfg.datagram_queue = value
         elif key == "peer_keepalive_ns":
             cfg.peer_keepalive_ns = value
+        elif key == "accept_era1":
+            cfg.accept_era1 = value
         else:
             raise ValueError(f"unknown engine option: {key!r}")
     return 0
@@ -191,21 +193,24 @@ cdef class EngineBase:
         check(r)
 
     def install_key(self, uint32_t node, bytes key, uint64_t key_id, uint32_t features=0, uint16_t max_segment=0,
-                    uint32_t reorder_segments=0):
+                    uint32_t reorder_segments=0, bytes era1=None):
         cdef pl_caps caps
         cdef uint64_t now
         cdef int r
         self.check_open()
-        if len(key) != 32:
+        if len(key) != 32 or (era1 is not None and len(era1) != 32):
             raise ValueError("key must be 32 bytes")
         caps.features = features
         caps.max_segment = max_segment
         caps.reorder_segments = reorder_segments
         cdef const uint8_t *k = <const uint8_t *> PyBytes_AS_STRING(key)
+        cdef const uint8_t *k1 = NULL
+        if era1 is not None:
+            k1 = <const uint8_t *> PyBytes_AS_STRING(era1)
         cdef pl_engine *e
         with nogil:
             e = self.acquire(&now)
-            r = pl_engine_install_key(e, node, k, key_id, &caps, now)
+            r = pl_engine_install_keys(e, node, k, k1, key_id, &caps, now)
             self.release()
         check(r)
 

@@ -131,11 +131,13 @@ cdef extern from "engine.h" nogil:
         uint32_t max_conns, max_conns_port, max_peers, syn_rate, accept_queue, max_segment, datagram_queue
         uint64_t peer_keepalive_ns
         uint8_t entropy[32]
+        cbool accept_era1
     ctypedef struct pl_peer_info:
         uint32_t node
         bint trusted, session, proved, has_path, relay, own_kind
         pl_addr path
         uint32_t mss
+        uint8_t era
         uint64_t key_id, last_recv_ns, last_send_ns, last_direct_recv_ns
         uint64_t bytes_sent, bytes_recv, pkts_sent, pkts_recv, open_failures
         uint32_t conns
@@ -149,7 +151,7 @@ cdef extern from "engine.h" nogil:
         uint64_t bytes_sent, bytes_recv, pkts_sent, pkts_recv
         uint64_t drop_short, drop_unknown, drop_plaintext, drop_no_session, drop_auth, drop_replay, drop_packet
         uint64_t drop_source, drop_beacon_source, drop_untrusted, drop_no_conn, drop_limit, drop_event
-        uint64_t syn_refused, syn_rate_limited, accept_queue_drops, opened_ok, opened_fail
+        uint64_t syn_refused, syn_rate_limited, accept_queue_drops, opened_ok, opened_fail, opened_era1, drop_era1
         uint32_t peers, sessions, conns, ports
     enum pl_owner:
         PL_OWNER_NONE
@@ -168,7 +170,8 @@ cdef extern from "engine.h" nogil:
     void pl_engine_set_public(pl_engine *e, bint is_public)
     void pl_engine_set_beacons(pl_engine *e, const pl_addr *beacons, unsigned n)
     int pl_engine_set_trusted(pl_engine *e, uint32_t node, bint trusted)
-    int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t *key, uint64_t key_id, const pl_caps *caps, uint64_t now)
+    int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t *key, const uint8_t *era1, uint64_t key_id,
+                               const pl_caps *caps, uint64_t now)
     int pl_engine_drop_session(pl_engine *e, uint32_t node)
     int64_t pl_engine_reset_streams(pl_engine *e, uint32_t node, uint64_t key_id, uint64_t now_ns)
     int pl_engine_forget_peer(pl_engine *e, uint32_t node, uint64_t now_ns)

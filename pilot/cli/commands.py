@@ -38,7 +38,7 @@ COMMANDS: dict[str, Command] = {
         ("[--registry <host:port>]", "[--beacon <host:port>]", "[--hostname <name>]", "[--public]", "[--socket <path>]",
          "[--listen <ip:port>]", "[--endpoint <ip:port>]", "[--advertise-endpoint <ip:port>]", "[--identity <file>]",
          "[--config <file>]", "[--email <address>]", "[--owner <address>]", "[--webhook <url>]", "[--networks <ids>]",
-         "[--trust-auto-approve]", "[--trust-same-network]", "[--relay-only]", "[--no-encrypt]", "[--no-echo]",
+         "[--trust-auto-approve]", "[--trust-same-network]", "[--relay-only]", "[--accept-era1]", "[--no-encrypt]", "[--no-echo]",
          "[--no-dataexchange]", "[--no-eventstream]", "[--keepalive <duration>]", "[--idle-timeout <duration>]",
          "[--congestion <name>]", "[--max-segment <bytes>]", "[--spin <time>]", "[--received-quota <size>]",
          "[--dataexchange-max-frame <size>]", "[--registry-tls]", "[--registry-trust <mode>]",

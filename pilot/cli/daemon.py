@@ -24,7 +24,7 @@ _VALUES = (
     "advertise-endpoint", "keepalive", "idle-timeout", "congestion", "max-segment", "spin", "received-quota",
     "dataexchange-max-frame", "registry-fingerprint", "registry-trust", "transport", "proxy",
 )  # fmt: skip
-_SWITCHES = ("trust-same-network", "relay-only", "no-echo", "no-dataexchange", "no-eventstream", "registry-tls")
+_SWITCHES = ("trust-same-network", "relay-only", "no-echo", "no-dataexchange", "no-eventstream", "registry-tls", "accept-era1")
 _SETTINGS = ("endpoint", "hostname", "webhook", "networks")  # flag, environment or config file
 
 

@@ -87,7 +87,7 @@ def peers(s: Session) -> None:
             _word(p, "endpoint") or "-",
             _word(p, "path") or ("relay" if p.get("relay") is True else "-"),
             millis(number(p["rtt_ms"])) if p.get("rtt_ms") is not None else "-",
-            "yes (AES-256-GCM)" if p.get("encrypted") is True else "no",
+            ("yes (AES-256-GCM, era 1)" if p.get("era") == 1 else "yes (AES-256-GCM)") if p.get("encrypted") is True else "no",
             "yes (Ed25519)" if p.get("authenticated") is True else "no",
         )
         for p in found

@@ -42,6 +42,7 @@ class DaemonConfig:
     public: bool = False
     networks: tuple[int, ...] = ()
     relay_only: bool = False
+    accept_era1: bool = False
     transport: str = "auto"
     door: Door = field(default_factory=lambda: Door("wss://localhost/v1/compat"))
     keepalive: float = 30.0

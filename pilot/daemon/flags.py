@@ -52,6 +52,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("proxy", check_proxy, "auto", "HTTP proxy for -compat-beacon: http://[user:password@]host:port, off, or auto "
          "(HTTPS_PROXY, ALL_PROXY, NO_PROXY)", env="PILOT_PROXY"),
     Flag("encrypt", parse_bool, "true", "must stay true: plaintext tunnels are not supported"),
+    Flag("accept-era1", parse_bool, "false", "also speak the tunnel encryption of the first releases with peers that use it"),
     Flag("keepalive", parse_duration, "30s", "interval of heartbeats to the registry"),
     Flag("idle-timeout", parse_duration, "120s", "silence after which a stream is closed"),
     Flag("time-wait", parse_duration, "10s", "how long a closed stream is remembered"),

@@ -147,7 +147,7 @@ def _peers(node: Node) -> list[Json]:
 def _peer_row(node: Node, peer: Json) -> Json:
     machine = node.traversal.paths.machine(peer["node"])
     way = machine.active if machine else None
-    return {
+    row = {
         "node_id": peer["node"],
         "endpoint": show(peer["path"]) if peer["has_path"] and peer["path"] else "",
         "encrypted": peer["session"],
@@ -156,6 +156,7 @@ def _peer_row(node: Node, peer: Json) -> Json:
         "path": machine.kind if machine else "",
         "rtt_ms": round(way.srtt * 1e3, 3) if way and way.srtt is not None else None,
     }
+    return row | {"era": 1} if peer["era"] == 1 else row
 
 
 def _conn_row(conn: Json) -> Json:

@@ -315,10 +315,12 @@ class Node:
             self.trust.notify()
         else:
             if event.type == EV_SESSION_PROVED:
-                self._tunnel_up(event.node)
+                self._tunnel_up(event.node, event.b)
             self.traversal.handle(event)
 
-    def _tunnel_up(self, node: int) -> None:
+    def _tunnel_up(self, node: int, era: int) -> None:
+        if era == 1:
+            log.info("a peer speaks the encryption of the first releases", extra={"peer": node})
         peer = self.plane.peer_info(node)
         fields = {"peer_node_id": node, "authenticated": True, "relay": bool(peer and peer["relay"])}
         self.webhook.emit("tunnel.established", fields)
@@ -444,6 +446,7 @@ def _open_plane(config: DaemonConfig) -> DataPlane:
                 "syn_rate": config.syn_rate_limit,
                 "max_conns": config.max_conns_total,
                 "max_conns_port": config.max_conns_per_port,
+                "accept_era1": config.accept_era1,
             },
         )
     except OSError as error:
@@ -465,6 +468,7 @@ def _traversal_config(config: DaemonConfig, plane: DataPlane) -> TraversalConfig
         local_port=plane.local_addr[1],
         relay_only=config.relay_only,
         caps=Capabilities(CAP_NOCRC | CAP_STREAM_OPTS, config.max_segment, REORDER_SEGMENTS),
+        accept_era1=config.accept_era1,
     )
 
 

@@ -42,15 +42,15 @@ UNRESOLVED_S = 1.0
 class TraversalConfig:
     """beacons: `host:port` texts, names allowed. endpoint: the fixed public endpoint, which skips discovery.
     local_port: of the
-    tunnel socket. relay_only: show our address to no peer. caps: what our PILA announces. clock: seconds, the
-    data plane's own
-    (monotonic)."""
+    tunnel socket. relay_only: show our address to no peer. caps: what our PILA announces. accept_era1: also keys of era 1, for a
+    data plane with that option. clock: seconds, the data plane's own (monotonic)."""
 
     beacons: Sequence[str] = ()
     endpoint: Addr | None = None
     local_port: int = 0
     relay_only: bool = False
     caps: Capabilities = field(default_factory=Capabilities)
+    accept_era1: bool = False
     clock: Callable[[], float] = time.monotonic
     random: Callable[[int], bytes] = os.urandom
     local_hosts: Callable[[], list[str]] = local_hosts
@@ -69,7 +69,7 @@ class Traversal:
         self._clock = config.clock
         self._book = AddressBook(registry, config.clock)
         self._exchange = KeyExchange(
-            identity, caps=config.caps, random=config.random, last_heard=self._last_heard
+            identity, caps=config.caps, random=config.random, last_heard=self._last_heard, accept_era1=config.accept_era1
         )
         self._discovery = disc.Discovery(fixed=config.endpoint)
         self.paths = PeerPaths(

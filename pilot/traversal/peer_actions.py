@@ -172,6 +172,7 @@ class PeerActions:
                 caps.features if caps else 0,
                 caps.max_segment if caps else 0,
                 caps.reorder_segments if caps else 0,
+                action.era1,
             )
         except CoreError:
             self._session_gone(action.node, now)  # the data plane is full

@@ -49,7 +49,7 @@ class InstallKey:
     peer proves it.
     `direct`: the exchange came directly, so a direct path may work. Same `key_id` as the live session: only
     `caps` are new,
-    and a pending key is withdrawn."""
+    and a pending key is withdrawn. `era1`: the key of era 1, where the peer may be of it."""
 
     node: int
     key: bytes
@@ -57,6 +57,7 @@ class InstallKey:
     caps: Capabilities | None
     pending: bool
     direct: bool
+    era1: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,14 +77,16 @@ class KeyExchange:
         caps: Capabilities,
         random: Callable[[int], bytes],
         last_heard: Callable[[int], float | None],
+        accept_era1: bool = False,
     ) -> None:
         """random: n secret random bytes. last_heard: when a frame of a node last opened, on the clock of
-        `now`; None = never."""
+        `now`; None = never. accept_era1: peers that announce no features get a key of era 1 beside theirs."""
         self.stats = ExchangeStats()
         self._identity = identity
         self._caps = caps
         self._random = random
         self._last_heard = last_heard
+        self._accept_era1 = accept_era1
         self._node = 0
         self._private = random(32)
         self._own: OwnKey | None = None
@@ -365,12 +367,12 @@ class KeyExchange:
             # datagram is not repeated. What waits here for the peer waited with a PILA of ours on the way.
             peer.live = session
             self._out.append(
-                InstallKey(peer.node, session.key, session.key_id, session.caps, False, not relayed)
+                InstallKey(peer.node, session.key, session.key_id, session.caps, False, not relayed, self._era1(session))
             )
             self._reply(peer, addr, relayed, now)
         else:
             self._reply(peer, addr, relayed, now)  # first: the peer needs our key to open the probes
-            self._out += proof.start(peer, session, None if relayed else addr)
+            self._out += proof.start(peer, session, None if relayed else addr, self._era1(session))
             self._step_proof(peer, now)
         if peer.next_send is not None:
             peer.next_send = now + RESEND_S[0]
@@ -430,6 +432,10 @@ class KeyExchange:
             return None
         return Session(public, self._own.public, key, key_id, now, caps)
 
+    def _era1(self, session: Session) -> bytes | None:
+        """The session's key of era 1; None if the peer announces what no node of that era has."""
+        return self._own.agree_era1(session.public) if self._own and self._accept_era1 and session.caps is None else None
+
     def _step_proof(self, peer: PeerRecord, now: float) -> None:
         actions, stale = proof.step(peer, now, self._last_heard(peer.node) if peer.pending else None)
         self._out += actions
@@ -442,7 +448,7 @@ class KeyExchange:
         session = self._agree(peer.live.public, peer.live.caps, now)
         if session:
             self._send(peer, self._own.pila, now)
-            self._out += proof.start(peer, session, None)
+            self._out += proof.start(peer, session, None, self._era1(session))
             self._step_proof(peer, now)
             self._arm(peer)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pilot._core import AgreementKey
 from pilot.wire.frames import Capabilities, build_pila, build_pilk
-from pilot.wire.keys import tunnel_key
+from pilot.wire.keys import tunnel_key, tunnel_key_era1
 
 
 class Identity(Protocol):
@@ -40,3 +40,7 @@ class OwnKey:
         key = tunnel_key(self._private, peer_public)
         digest = hashlib.sha256(peer_public + self.public).digest()
         return key, int.from_bytes(digest[:8], "big")
+
+    def agree_era1(self, peer_public: bytes) -> bytes:
+        """The key of the same session in era 1 (32 bytes), for a peer whose key has passed `agree`."""
+        return tunnel_key_era1(self._private, peer_public)

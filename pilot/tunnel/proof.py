@@ -18,13 +18,13 @@ PROBES_S = (0.0, 0.3, 0.9, 2.0)  # 4 in all: a peer that cannot open them would 
 REFUSED_S = 600.0
 
 
-def start(peer: PeerRecord, session: Session, addr: Addr | None) -> list[Action]:
-    """Puts `session` beside the live one. addr: where its frame came from, None if relayed. Follow with
-    `step`."""
+def start(peer: PeerRecord, session: Session, addr: Addr | None, era1: bytes | None = None) -> list[Action]:
+    """Puts `session` beside the live one. addr: where its frame came from, None if relayed. era1: its key of era 1,
+    if any. Follow with `step`."""
     peer.pending = session
     peer.pending_from = addr
     peer.probes = 0
-    return [InstallKey(peer.node, session.key, session.key_id, session.caps, True, addr is not None)]
+    return [InstallKey(peer.node, session.key, session.key_id, session.caps, True, addr is not None, era1)]
 
 
 def busy(peer: PeerRecord, now: float) -> bool:

@@ -222,8 +222,9 @@ def parse_pils(data: bytes) -> Pils | None:
     return Pils(node, prefix, int.from_bytes(data[12:20], "big"), data[20:])
 
 
-def seal_pils(key: bytes, node: int, prefix: int, counter: int, packet: bytes) -> bytes:
-    """Encrypts `packet` under a session key (32 bytes) as frame `counter` (from 1) of the sender `node`.
+def seal_pils(key: bytes, node: int, prefix: int, counter: int, packet: bytes, era: int = 2) -> bytes:
+    """Encrypts `packet` under a session key (32 bytes) as frame `counter` (from 1) of the sender `node`,
+    which era 1 does not bind.
 
     The pair of prefix and counter must never come twice under one key. Raises WireError for values out of range.
     """
@@ -232,11 +233,11 @@ def seal_pils(key: bytes, node: int, prefix: int, counter: int, packet: bytes) -
     if not (0 <= node <= MAX_NODE and 0 <= prefix <= MAX_NODE and 0 < counter < 1 << 64):
         raise WireError("node, prefix or counter out of range")
     sender, nonce = node.to_bytes(4, "big"), prefix.to_bytes(4, "big") + counter.to_bytes(8, "big")
-    return PILS + sender + nonce + AESGCM(key).encrypt(nonce, packet, sender)
+    return PILS + sender + nonce + AESGCM(key).encrypt(nonce, packet, sender if era == 2 else None)
 
 
-def open_pils(key: bytes, frame: bytes) -> bytes | None:
-    """The packet inside a PILS; None if it is none or does not authenticate under `key` (32 bytes)."""
+def open_pils(key: bytes, frame: bytes, era: int = 2) -> bytes | None:
+    """The packet inside a PILS; None if it is none or does not authenticate under `key` (32 bytes, of that era)."""
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -244,7 +245,7 @@ def open_pils(key: bytes, frame: bytes) -> bytes | None:
     if pils is None:
         return None
     try:
-        return AESGCM(key).decrypt(pils.nonce, pils.body, frame[4:8])
+        return AESGCM(key).decrypt(pils.nonce, pils.body, frame[4:8] if era == 2 else None)
     except InvalidTag:
         return None
 

@@ -1,4 +1,4 @@
-"""Session keys of era 2 and the replay window (transport.md 3.4, 3.5.3).
+"""Session keys of both eras and the replay window (transport.md 3.4, 3.5.3).
 
 The window here is the plain form of the rule, the oracle of csrc/replay.c.
 """
@@ -20,6 +20,7 @@ REPLAY_LIVE = 5  # the newest prefix and four earlier ones keep a window
 REPLAY_PREFIXES = 64  # prefixes retired before the session must be renewed
 
 _TUNNEL_INFO = b"pilot-tunnel-v1"
+_TUNNEL_ERA1 = b"pilot-tunnel-v1:"
 
 
 def tunnel_key(private: AgreementKey, peer_public: bytes) -> bytes:
@@ -28,6 +29,11 @@ def tunnel_key(private: AgreementKey, peer_public: bytes) -> bytes:
     Raises WireError for a key of another length and for a low-order point, whose shared secret everybody knows.
     """
     return hkdf(shared_secret(private, peer_public), _TUNNEL_INFO)
+
+
+def tunnel_key_era1(private: AgreementKey, peer_public: bytes) -> bytes:
+    """The key (32 bytes) of the same session with a node of era 1. Raises WireError as `tunnel_key` does."""
+    return hashlib.sha256(_TUNNEL_ERA1 + shared_secret(private, peer_public)).digest()
 
 
 def shared_secret(private: AgreementKey, peer_public: bytes) -> bytes:

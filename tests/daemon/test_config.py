@@ -131,6 +131,15 @@ def test_units() -> None:
             parse_duration(bad)
 
 
+def test_era_1_is_accepted_only_on_request(tmp_path: Path) -> None:
+    assert load(REG, {}).accept_era1 is False
+    assert load([*REG, "-accept-era1"], {}).accept_era1 is True
+    file = tmp_path / "c.json"
+    file.write_text('{"registry": "file:1", "accept_era1": true}')
+    assert load(["-config", str(file)], {}).accept_era1 is True
+    assert load(["-config", str(file), "-accept-era1=false"], {}).accept_era1 is False
+
+
 def test_waiting_awake(tmp_path: Path) -> None:
     assert load(REG, {}).spin is None
     assert load([*REG, "-spin", "50us"], {}).spin == pytest.approx(50e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pilot.tunnel import actions as act
 from pilot.tunnel.exchange import KeyExchange
 from pilot.tunnel.records import MAX_STRANGERS
+from pilot.wire import keys
 from pilot.wire.frames import Capabilities, build_pila, build_pilk, parse_pila
 
 A, B = 0xA001, 0xB0000002
@@ -34,7 +36,7 @@ class Identity:
 class Side:
     """One machine and what it asked for."""
 
-    def __init__(self, node: int, seed: int, process: int = 0) -> None:
+    def __init__(self, node: int, seed: int, process: int = 0, accept_era1: bool = False) -> None:
         self.node = node
         self.identity = Identity(seed)
         self.heard: dict[int, float] = {}
@@ -43,6 +45,7 @@ class Side:
             caps=CAPS,
             random=random.Random(seed * 1000 + process).randbytes,
             last_heard=self.heard.get,
+            accept_era1=accept_era1,
         )
         self.machine.set_node(node)
         self.log: list[act.Action] = []
@@ -419,3 +422,46 @@ def test_nobody_is_flooded_with_our_answers_in_the_name_of_peers(a: Side, b: Sid
     assert len({s.node for s in a.take(act.SendTo)}) <= 100
     a.machine.no_session(5000, ("203.0.113.9", 1), False, 1.0)
     assert a.machine.stats.limited == 1900
+
+
+# ---- peers of era 1 ----
+
+
+def era1_install(side: Side, peer: Side, frame: bytes, now: float) -> act.InstallKey:
+    side.machine.want(peer.node, now)
+    side.machine.peer_key(peer.node, peer.identity.public_key, now)
+    side.machine.frame(frame, ADDR_B, False, 0, now)
+    (install,) = side.take(act.InstallKey)
+    return install
+
+
+def test_a_key_of_era_1_only_with_the_switch_and_without_an_announcement(b: Side) -> None:
+    off, on = Side(A, 1), Side(A, 1, accept_era1=True)
+    plain = b.pila()[:136]  # as a release without our trailer sends it
+    assert era1_install(off, b, plain, 0.0).era1 is None
+    install = era1_install(on, b, plain, 0.0)
+    shared = keys.shared_secret(b.machine._own._private, parse_pila(on.pila()).x25519)  # type: ignore[union-attr]
+    assert install.era1 == hashlib.sha256(b"pilot-tunnel-v1:" + shared).digest() != install.key
+    again = Side(A, 1, accept_era1=True)
+    assert era1_install(again, b, b.pila(), 0.0).era1 is None, "our own kind announces itself"
+    other = Side(B, 9)
+    forged = plain + other.pila()[136:]  # somebody else's trailer says nothing
+    assert era1_install(Side(A, 1, accept_era1=True), b, forged, 0.0).era1 is not None
+
+
+def test_new_keys_of_a_peer_of_era_1_have_one_too(b: Side) -> None:
+    on = Side(A, 1, accept_era1=True)
+    first = era1_install(on, b, b.pila()[:136], 0.0)
+    on.machine.proved(B, first.key_id, 0.0)
+    restarted = Side(B, 2, process=1)
+    on.machine.frame(restarted.pila()[:136], ADDR_B, False, 0, 5.0)
+    (pending,) = on.take(act.InstallKey)
+    assert pending.pending and pending.era1 not in (None, first.era1)
+    on.machine.proved(B, pending.key_id, 5.0)
+    assert on.machine.rotate(100.0)
+    on.machine.tick(100.0)
+    (rotated,) = on.take(act.InstallKey)
+    assert rotated.pending and rotated.era1 not in (None, pending.era1)
+    on.machine.tick(104.5)  # not proved in time: withdrawn
+    (withdrawn,) = on.take(act.InstallKey)
+    assert withdrawn.key_id == pending.key_id and withdrawn.era1 is None, "the data plane has it"

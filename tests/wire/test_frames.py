@@ -28,6 +28,7 @@ from pilot.wire.packet import parse_packet
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "transport.json").read_text())
 KEYS = VECTORS["keys"]
 KEY = bytes.fromhex(KEYS["current_tunnel_key_hex"])
+ERA1_KEY = bytes.fromhex(KEYS["baseline_tunnel_key_hex"])
 
 
 class Identity:
@@ -61,12 +62,15 @@ def test_both_sides_derive_the_recorded_key(own: str, peer: str) -> None:
     assert private.public_key == x25519_public(own)
     assert keys.shared_secret(private, x25519_public(peer)).hex() == KEYS["x25519_shared_hex"]
     assert keys.tunnel_key(private, x25519_public(peer)) == KEY
+    assert keys.tunnel_key_era1(private, x25519_public(peer)) == ERA1_KEY
 
 
 @pytest.mark.parametrize("public", [bytes(32), b"\1" + bytes(31), bytes(31), bytes(33), b""])
 def test_low_order_and_malformed_keys_give_no_session(public: bytes) -> None:
     with pytest.raises(WireError):
         keys.tunnel_key(_core.AgreementKey(bytes(range(32))), public)
+    with pytest.raises(WireError):
+        keys.tunnel_key_era1(_core.AgreementKey(bytes(range(32))), public)
 
 
 @pytest.mark.parametrize("row", VECTORS["identity"]["signatures"], ids=lambda row: row["message_hex"][:16] or "empty")
@@ -199,6 +203,20 @@ def test_pils(row: dict) -> None:
     assert _core.aead_open(KEY, nonce, aad, parsed.body) == packet
     assert _core.aead_seal(KEY, nonce, aad, packet) == parsed.body
     assert parse_packet(packet).source.node in (node, 0)
+
+
+@pytest.mark.parametrize("row", VECTORS["pils_baseline"], ids=lambda row: row["name"])
+def test_pils_of_era_1(row: dict) -> None:
+    frame, packet = bytes.fromhex(row["frame_hex"]), bytes.fromhex(row["plaintext_hex"])
+    node = KEYS[row["sender"]]["node_id"]
+    parsed = parse_pils(frame)
+    assert parsed and (parsed.node, parsed.counter, parsed.nonce) == (node, row["counter"], bytes.fromhex(row["nonce_hex"]))
+    assert open_pils(ERA1_KEY, frame, era=1) == packet
+    assert seal_pils(ERA1_KEY, node, parsed.prefix, row["counter"], packet, era=1) == frame
+    assert _core.aead_open(ERA1_KEY, parsed.nonce, b"", parsed.body) == packet
+    assert _core.aead_seal(ERA1_KEY, parsed.nonce, b"", packet) == parsed.body
+    assert open_pils(ERA1_KEY, frame) is None and open_pils(KEY, frame, era=1) is None, "nothing fits both eras"
+    assert open_pils(ERA1_KEY, frame[:4] + b"\0\0\0\x09" + frame[8:], era=1) == packet, "the sender outside is bound by nothing"
 
 
 def test_every_bit_of_pils_is_authenticated() -> None:
