@@ -165,13 +165,13 @@ static void route_ready(pl_local *l) {
     pl_lconn *lc = adopt(l, id, &cc);
     if (!lc) continue;
     pl_client *c = lc->client;
-    if (!lc->waiting && pl_client_dialed(l, lc)) continue;
-    if (lc->waiting) continue;
-    if (cc.dead || pl_stream_readable(cc.s) || pl_stream_eof(cc.s)) pl_client_push(l, lc);
-    if (c->blocked && c->send_conn == id) {
+    if (c->blocked && c->send_conn == id) { /* also while the answer to its dial waits: a client may have guessed the number */
       c->blocked = false;
       pl_local_work(l, c, true);
     }
+    if (!lc->waiting && pl_client_dialed(l, lc)) continue;
+    if (lc->waiting) continue;
+    if (cc.dead || pl_stream_readable(cc.s) || pl_stream_eof(cc.s)) pl_client_push(l, lc);
   }
 }
 
@@ -421,7 +421,14 @@ int pl_local_send(pl_local *l, uint32_t client, uint8_t cmd, const uint8_t *payl
   pl_client *c = find(l, client);
   if (!c) return PL_ENOENT;
   if (len >= PL_IPC_MAX) return PL_EFORMAT;
-  return pl_client_queue(l, c, cmd, payload, len, NULL, 0, false);
+  if (cmd == PL_IPC_ACCEPT) return pl_client_queue(l, c, cmd, payload, len, NULL, 0, false);
+  if (c->out_frames < PL_REPLY_FRAMES && c->out_tail - c->out_head <= PL_OUT_BYTES)
+    return pl_client_queue(l, c, cmd, payload, len, NULL, 0, true);
+  /* Clients tell replies apart by their order: without this one it would take the next for it. */
+  if (!c->broken) l->st.slow++;
+  c->broken = true;
+  pl_local_work(l, c, false);
+  return PL_ELIMIT;
 }
 
 int pl_local_close(pl_local *l, uint32_t client, uint64_t now_ns) {

@@ -30,7 +30,7 @@ typedef struct pl_local pl_local;
 typedef struct pl_local_stats {
   uint64_t frames;         /* received, of any kind */
   uint64_t bad_frames;     /* oversized or malformed */
-  uint64_t slow;           /* clients disconnected because they did not read */
+  uint64_t slow;           /* clients disconnected because they did not read, for too long or too many replies */
   uint64_t refused;        /* connections of other users, or beyond max_clients */
   uint64_t send_drops;     /* Send and SendTo frames that had nowhere to go */
   uint64_t datagram_drops; /* RecvFrom pushes that found a client's queue full */

@@ -55,6 +55,7 @@ static uint32_t start(pl_local *l, const pl_client *c, const uint8_t *p, uint32_
 
 /* Answers what can be answered, and hands over what Python may answer next. */
 void pl_client_advance_dials(pl_local *l, pl_client *c) {
+  if (c->dials && c->dials->state == DIAL_OPEN) pl_local_work(l, c, false); /* it may be read again, or have to go */
   while (c->dials && c->dials->state == DIAL_OPEN) {
     uint8_t id[4];
     pl_client_conn cc;

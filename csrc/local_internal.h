@@ -22,6 +22,7 @@
 #define PL_PUMP_BYTES (4u << 20)    /* moved in one pump: the tunnel has to be listened to as well */
 #define PL_OUT_FRAMES 256u          /* queued toward a client ... */
 #define PL_OUT_BYTES (4u << 20)
+#define PL_REPLY_FRAMES 2048u       /* the same for replies of Python, which has as many requests under way as it likes to */
 #define PL_OUT_DATAGRAM_BYTES (512u * 1024u) /* beyond, datagrams are not queued: peers make those */
 #define PL_OUT_PAUSE 128u           /* from here on the client is not read: its requests make these frames */
 #define PL_TAKEN_FRAMES 64u         /* requests that wait for Python, per client ... */

@@ -9,15 +9,19 @@ static void ask(world *w, client *c, uint32_t node_number, uint16_t port) {
 }
 
 /* Two clients; the session is proved by a first dial, which Python made. */
-static void begin(world *w, client *a, client *b) {
-  pl_engine_cfg cfg = world_cfg();
-  world_init(w, &cfg);
+static void begin_with(world *w, const pl_engine_cfg *cfg, client *a, client *b) {
+  world_init(w, cfg);
   *a = client_open(&w->n[0]);
   *b = client_open(&w->n[1]);
   for (unsigned i = 0; i < 2; i++) pl_local_serve_streams(w->n[i].l, 0);
   uint32_t ca, cb;
   connect_clients(w, a, b, 1000, &ca, &cb);
   CHECK(w->n[0].dials == 1 && stats(&w->n[0]).dials == 0);
+}
+
+static void begin(world *w, client *a, client *b) {
+  pl_engine_cfg cfg = world_cfg();
+  begin_with(w, &cfg, a, b);
 }
 
 static void end(world *w, client *a, client *b) {
@@ -131,6 +135,59 @@ static void test_lost_before_the_answer(void) {
   }
 }
 
+/* A client that guesses the number of a connection and sends before it is told of it waits no longer than the stream does. */
+static void test_sends_before_the_answer(void) {
+  pl_engine_cfg cfg = world_cfg();
+  cfg.stream.send_buffer = cfg.stream.recv_buffer = 128u << 10;
+  world w;
+  client a, b;
+  begin_with(&w, &cfg, &a, &b);
+  ask(&w, &a, 99, 1000);
+  ask(&w, &a, 2, 1000);
+  uint32_t at_b = pl_get32(client_expect(&w, &b, ACCEPT, NULL) + 2), at_a = 0;
+  pl_conn_info info;
+  for (size_t it = 0; pl_engine_next_conn(w.n[0].e, &it, &info);)
+    if (info.node == 2 && info.id > at_a) at_a = info.id;
+  enum { BODY = 1 << 19, FRAMES = 6, N = FRAMES * (9 + BODY) };
+  uint8_t *data = malloc(N);
+  CHECK(data);
+  for (unsigned i = 0; i < FRAMES; i++) {
+    uint8_t *f = data + (size_t)i * (9 + BODY);
+    pl_put32(f, BODY + 5);
+    f[4] = SEND;
+    pl_put32(f + 5, at_a);
+    for (size_t k = 0; k < BODY; k++) f[9 + k] = pattern((uint64_t)i * BODY + k);
+  }
+  size_t sent = 0;
+  for (unsigned idle = 0; idle < 500 && sent < N;) { /* until the stream is full */
+    ssize_t r = write(a.fd, data + sent, N - sent);
+    sent += r > 0 ? (size_t)r : 0;
+    idle = r > 0 ? 0 : idle + 1;
+    step(&w);
+  }
+  CHECK(sent < N);
+  uint8_t cmd;
+  const uint8_t *p;
+  uint32_t len;
+  CHECK(!client_next(&a, &cmd, &p, &len));
+  uint64_t got = 0; /* the peer reads while the first dial is still not answered */
+  for (unsigned i = 0; i < 20000 && got < FRAMES * BODY; i++) {
+    ssize_t r = sent < N ? write(a.fd, data + sent, N - sent) : 0;
+    sent += r > 0 ? (size_t)r : 0;
+    while (client_next(&b, &cmd, &p, &len)) {
+      CHECK(cmd == RECV && pl_get32(p) == at_b);
+      for (uint32_t k = 0; k < len - 4; k++) CHECK(p[4 + k] == pattern(got + k));
+      got += len - 4;
+    }
+    step(&w);
+  }
+  CHECK(got == FRAMES * BODY);
+  client_expect(&w, &a, ERROR, NULL);
+  CHECK(pl_get32(client_expect(&w, &a, DIAL_OK, NULL)) == at_a);
+  free(data);
+  end(&w, &a, &b);
+}
+
 /* Whoever leaves takes what it asked for along. */
 static void test_gone(void) {
   world w;
@@ -190,6 +247,7 @@ int main(void) {
                {"left to python", test_left_to_python},
                {"order", test_order},
                {"lost before the answer", test_lost_before_the_answer},
+               {"sends before the answer", test_sends_before_the_answer},
                {"gone", test_gone},
                {"nobody takes it", test_nobody_takes_it},
                {"many", test_many}};
