@@ -63,6 +63,7 @@ pl_engine *pl_engine_new(const pl_engine_cfg *cfg, pl_tx *tx, uint64_t now_ns) {
   pl_map_init(&e->conns, pl_engine_random(e));
   pl_map_init(&e->tuples, pl_engine_random(e));
   pl_map_init(&e->ports, pl_engine_random(e));
+  pl_map_init(&e->places, pl_engine_random(e));
   e->wheel = pl_wheel_new(now_ns);
   e->frame_buckets = calloc(PL_BUCKETS, sizeof *e->frame_buckets);
   e->session_buckets = calloc(PL_BUCKETS, sizeof *e->session_buckets);
@@ -92,7 +93,7 @@ void pl_engine_free(pl_engine *e) {
     pl_key_free(e, p->cur);
     pl_key_free(e, p->next);
     pl_key_free(e, p->prev);
-    pl_datagram_drop_all(p);
+    pl_datagram_drop_all(e, p);
     free(p->probes);
     free(p);
   }
@@ -102,6 +103,7 @@ void pl_engine_free(pl_engine *e) {
   pl_map_free(&e->peers);
   pl_map_free(&e->tuples);
   pl_map_free(&e->ports);
+  pl_map_free(&e->places);
   if (e->wheel) pl_wheel_free(e->wheel);
   while (e->ev_head) {
     pl_event *next = e->ev_head->next;
@@ -176,13 +178,13 @@ int pl_engine_post(pl_engine *e, const pl_event *head, const uint8_t *data, uint
 
 /* ---- rate limits ---- */
 
-bool pl_token_take(double *tokens, uint64_t *at_ns, double rate, double burst, uint64_t now_ns) {
+bool pl_token_take(double *tokens, uint64_t *at_ns, double rate, double burst, double keep, uint64_t now_ns) {
   if (now_ns > *at_ns) {
     *tokens += (double)(now_ns - *at_ns) * rate / 1e9;
     if (*tokens > burst) *tokens = burst;
     *at_ns = now_ns;
   }
-  if (*tokens < 1) return false;
+  if (*tokens < keep + 1) return false;
   *tokens -= 1;
   return true;
 }
@@ -197,7 +199,7 @@ bool pl_bucket_take(pl_bucket *table, uint64_t key, double rate, double burst, u
     b->tokens = burst;
     b->at_ns = now_ns;
   }
-  return pl_token_take(&b->tokens, &b->at_ns, rate, burst, now_ns);
+  return pl_token_take(&b->tokens, &b->at_ns, rate, burst, 0, now_ns);
 }
 
 /* ---- identity and policy ---- */

@@ -69,9 +69,9 @@ typedef struct pl_caps {
 typedef struct pl_engine_cfg {
   pl_stream_cfg stream;
   uint32_t max_conns;         /* 65536 */
-  uint32_t max_conns_port;    /* 1024 per local port */
+  uint32_t max_conns_port;    /* 1024 per local port. Of this, of max_conns and of accept_queue one peer alone gets nearly all */
   uint32_t max_peers;         /* 65536 */
-  uint32_t syn_rate;          /* per second, all sources; 100, burst the same. Counted per source: 10/s, burst 64 */
+  uint32_t syn_rate;          /* per second, all sources; 100, burst the same; shared by the peers that want it. A stranger: 10/s, burst 64 */
   uint32_t accept_queue;      /* inbound streams not yet taken by Python or a client, per port: 64 */
   uint32_t max_segment;       /* what we send and accept at most, e.g. 8192; PMTU discovery probes up to it */
   uint32_t datagram_queue;    /* datagrams that wait for a session, per peer: 64 */

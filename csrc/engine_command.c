@@ -15,6 +15,7 @@ int pl_engine_listen(pl_engine *e, uint16_t port, enum pl_owner owner, uint32_t 
   x->owner = owner;
   x->client = client;
   x->open_port = open_port;
+  x->first_conn = e->next_conn;
   if (pl_map_put(&e->ports, port, x) < 0) {
     free(x);
     return PL_ENOMEM;

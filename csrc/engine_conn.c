@@ -62,6 +62,46 @@ void pl_conn_unlink_ready(pl_engine *e, pl_conn *c) {
   c->in_ready = false;
 }
 
+/* ---- shares ----
+ *
+ * What all peers share is not one peer's: the more it has, the more has to be left for it to get more (dynamic thresholds, Choudhury and Hahne
+ * 1998). Alone it gets nearly all, 1002 of 1024; several come to equal parts, and a newcomer finds a place. */
+
+static bool may_have(uint32_t has, uint64_t used, uint64_t limit) {
+  uint64_t left = used < limit ? pl_min64(limit - used, 1u << 20) : 0;
+  return has < 2 * left * left;
+}
+
+static uint64_t place_key(const pl_peer *p, uint16_t port) { return (uint64_t)port << 32 | p->node; }
+
+/* Inbound streams of the peer on the port. */
+static uint32_t places(const pl_engine *e, const pl_peer *p, uint16_t port) {
+  return (uint32_t)(uintptr_t)pl_map_get(&e->places, place_key(p, port));
+}
+
+static int set_places(pl_engine *e, const pl_peer *p, uint16_t port, uint32_t n) {
+  if (n) return pl_map_put(&e->places, place_key(p, port), (void *)(uintptr_t)n);
+  pl_map_del(&e->places, place_key(p, port));
+  return PL_OK;
+}
+
+#define SYN_TURN_NS (10 * PL_NS_PER_S) /* so long after another peer's SYN the common rate is shared */
+
+/* Trusted bulk dialers are many streams from one node: the burst is wide, the sustained rate is the specified one. While peers share the common
+ * rate, who asks for more than a tenth of it, and every stranger, leaves the lower half of the bucket to the others. */
+static bool take_syn(pl_engine *e, pl_peer *p) {
+  double rate = e->cfg.syn_rate, share = rate / 10, keep = e->cfg.syn_rate / 2;
+  if (!pl_token_take(&p->syn_tokens, &p->syn_at_ns, p->trusted ? rate : 10, p->trusted && rate > 64 ? rate : 64, 0, e->now_ns)) return false;
+  double burst = share > PL_SYN_SHARE_BURST ? share : PL_SYN_SHARE_BURST;
+  bool modest = pl_token_take(&p->share_tokens, &p->share_at_ns, share, burst, 0, e->now_ns) && p->trusted;
+  if (e->syn_node != p->node) {
+    if (e->syn_node) e->syn_turn_ns = e->now_ns;
+    e->syn_node = p->node;
+  }
+  bool alone = !e->syn_turn_ns || e->now_ns - e->syn_turn_ns >= SYN_TURN_NS;
+  return pl_token_take(&e->syn_tokens, &e->syn_at_ns, rate, rate, alone || modest ? 0 : keep, e->now_ns);
+}
+
 /* ---- creation and end ---- */
 
 static pl_conn *conn_new(pl_engine *e, pl_peer *p, uint16_t local_net, uint16_t local_port, uint16_t remote_net,
@@ -109,11 +149,18 @@ static pl_event *conn_event(pl_engine *e, const pl_conn *c, uint32_t type) {
   return ev;
 }
 
+/* The port that accepted it, if that is still bound: another program may have the number now. */
+static pl_port *port_of(const pl_engine *e, const pl_conn *c) {
+  pl_port *port = pl_map_get(&e->ports, c->local_port);
+  return port && (int32_t)(c->id - port->first_conn) >= 0 ? port : NULL;
+}
+
 void pl_conn_unpark(pl_engine *e, pl_conn *c) {
   if (!c->parked) return;
   c->parked = false;
-  pl_port *port = pl_map_get(&e->ports, c->local_port);
-  if (port && port->parked) port->parked--;
+  c->peer->n_parked--;
+  pl_port *port = port_of(e, c);
+  if (port) port->parked--;
 }
 
 /* The local client that owned it, if one did, hears of it before anything is thrown away. */
@@ -136,8 +183,9 @@ static void conn_free(pl_engine *e, pl_conn *c) {
   pl_conn_let_go(e, c);
   pl_conn_unpark(e, c);
   if (c->inbound) {
-    pl_port *port = pl_map_get(&e->ports, c->local_port);
-    if (port && port->n_conns) port->n_conns--;
+    pl_port *port = port_of(e, c);
+    if (port) port->n_conns--;
+    set_places(e, c->peer, c->local_port, places(e, c->peer, c->local_port) - 1);
   }
   unlink_active(e, c);
   pl_conn_unlink_ready(e, c);
@@ -287,24 +335,26 @@ static void on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
     refuse(e, p, pkt);
     return;
   }
-  /* Trusted bulk dialers are many streams from one node: the burst is wide, the sustained rate is the specified one. */
-  double rate = e->cfg.syn_rate;
-  if (!pl_token_take(&p->syn_tokens, &p->syn_at_ns, p->trusted ? rate : 10, p->trusted && rate > 64 ? rate : 64, e->now_ns) ||
-      !pl_token_take(&e->syn_tokens, &e->syn_at_ns, rate, rate, e->now_ns)) {
+  if (!take_syn(e, p)) {
     e->st.syn_rate_limited++;
     return;
   }
-  if (e->conns.used >= e->cfg.max_conns || port->n_conns >= e->cfg.max_conns_port) {
+  uint32_t has = places(e, p, pkt->dst_port);
+  if (!may_have(p->n_conns, e->conns.used, e->cfg.max_conns) || !may_have(has, port->n_conns, e->cfg.max_conns_port)) {
     refuse(e, p, pkt);
     return;
   }
-  if (port->owner != PL_OWNER_ECHO && port->parked >= e->cfg.accept_queue) {
+  if (port->owner != PL_OWNER_ECHO && !may_have(p->n_parked, port->parked, e->cfg.accept_queue)) {
     e->st.accept_queue_drops++;
     refuse(e, p, pkt);
     return;
   }
+  if (set_places(e, p, pkt->dst_port, has + 1) < 0) return;
   pl_conn *c = conn_new(e, p, pkt->dst_net, pkt->dst_port, pkt->src_net, pkt->src_port);
-  if (!c) return;
+  if (!c) {
+    set_places(e, p, pkt->dst_port, has);
+    return;
+  }
   pl_synopt offer = our_synopt(e);
   pl_stream_cfg cfg = stream_cfg(e, p);
   c->s = pl_stream_accept(&cfg, (uint32_t)pl_engine_random(e), pl_peer_mss(e, p),
@@ -326,6 +376,7 @@ static void on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
     mark_ready(e, c);
   } else {
     c->parked = true;
+    p->n_parked++;
     port->parked++;
     conn_event(e, c, PL_EV_ACCEPT);
   }

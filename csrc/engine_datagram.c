@@ -33,7 +33,7 @@ int pl_engine_send_datagram(pl_engine *e, uint16_t local_net, uint16_t src_port,
   if (src_port == 0) src_port = pl_conn_ephemeral(e, node, port);
   p->last_dial_ns = e->now_ns;
   if (pl_peer_usable(p)) return send_now(e, p, local_net, src_port, remote_net, port, data, len);
-  if (p->n_dgrams >= e->cfg.datagram_queue) return PL_ELIMIT;
+  if (p->n_dgrams >= e->cfg.datagram_queue || e->dgram_wait_bytes > PL_DATAGRAM_WAIT) return PL_ELIMIT;
   pl_dgram *d = malloc(sizeof *d + len);
   if (!d) return PL_ENOMEM;
   *d = (pl_dgram){.local_net = local_net, .src_port = src_port, .remote_net = remote_net, .dst_port = port, .len = (uint32_t)len};
@@ -44,6 +44,7 @@ int pl_engine_send_datagram(pl_engine *e, uint16_t local_net, uint16_t src_port,
     p->dgram_head = d;
   p->dgram_tail = d;
   p->n_dgrams++;
+  e->dgram_wait_bytes += sizeof *d + len;
   pl_peer_active(e, p);
   pl_peer_want(e, p);
   return PL_OK;
@@ -54,16 +55,18 @@ void pl_datagram_flush(pl_engine *e, pl_peer *p) {
     pl_dgram *d = p->dgram_head;
     p->dgram_head = d->next;
     send_now(e, p, d->local_net, d->src_port, d->remote_net, d->dst_port, d->data, d->len);
+    e->dgram_wait_bytes -= sizeof *d + d->len;
     free(d);
   }
   p->dgram_tail = NULL;
   p->n_dgrams = 0;
 }
 
-void pl_datagram_drop_all(pl_peer *p) {
+void pl_datagram_drop_all(pl_engine *e, pl_peer *p) {
   while (p->dgram_head) {
     pl_dgram *d = p->dgram_head;
     p->dgram_head = d->next;
+    e->dgram_wait_bytes -= sizeof *d + d->len;
     free(d);
   }
   p->dgram_tail = NULL;

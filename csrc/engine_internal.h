@@ -10,6 +10,7 @@
 
 #define PL_EVENT_LIMIT 4096u         /* events a stranger can cause and that wait for Python */
 #define PL_DATAGRAM_BYTES (4u << 20) /* of datagrams that wait for Python: a peer may send large ones, and none of them may keep a PILA out */
+#define PL_DATAGRAM_WAIT (32u << 20) /* of datagrams that wait for sessions with whatever peers */
 #define PL_PROBE_PORT 0xfffeu        /* source port of our pings: pongs come back to it */
 #define PL_MEMORY (1ull << 30)       /* held by all streams */
 #define PL_PEER_MEMORY (PL_MEMORY / 4)
@@ -23,6 +24,7 @@
 #define PL_BROKEN_FAILURES 5u
 #define PL_FLUSH_BYTES (1u << 20)    /* sent per flush before input gets its turn again */
 #define PL_TRAIN_PACKETS 64u         /* per visit of one stream: a full GSO run */
+#define PL_SYN_SHARE_BURST 16.0
 #define PL_BUCKETS 4096u             /* direct-mapped rate tables keyed by address or node */
 
 /* How frames under a key are sealed (transport.md 3.4). */
@@ -128,8 +130,11 @@ typedef struct pl_peer {
   struct pl_conn *conns;
   uint32_t n_conns;
   pl_budget budget;     /* memory of its streams */
+  uint32_t n_parked;    /* of them in accept queues */
   double syn_tokens;    /* per-source SYN bucket */
   uint64_t syn_at_ns;
+  double share_tokens;  /* its share of the common one */
+  uint64_t share_at_ns;
   uint64_t bytes_sent, bytes_recv, pkts_sent, pkts_recv;
 } pl_peer;
 
@@ -138,6 +143,7 @@ typedef struct pl_port {
   enum pl_owner owner;
   uint32_t client;
   bool open_port;
+  uint32_t first_conn; /* streams with lower ids were accepted when the port was somebody else's */
   uint32_t n_conns, parked;
 } pl_port;
 
@@ -186,6 +192,7 @@ struct pl_engine {
   pl_map conns;   /* id -> pl_conn */
   pl_map tuples;  /* (local port, remote port, node) -> pl_conn */
   pl_map ports;   /* port -> pl_port */
+  pl_map places;  /* (port, node) -> how many inbound streams the peer has there */
   uint32_t next_conn;
   uint16_t next_port;
   uint32_t n_sessions;
@@ -201,9 +208,12 @@ struct pl_engine {
   pl_event *ev_head, *ev_tail;
   uint32_t n_stranger_events;
   uint64_t dgram_event_bytes; /* payloads of PL_EV_DATAGRAM and their heads */
+  uint64_t dgram_wait_bytes;  /* of datagrams that wait for sessions */
 
   double syn_tokens;
   uint64_t syn_at_ns;
+  uint32_t syn_node;          /* who sent the last SYN */
+  uint64_t syn_turn_ns;       /* when one last came of another peer than the one before; 0 = never */
   pl_bucket *frame_buckets;   /* PILA/PILK per source address */
   pl_bucket *session_buckets; /* NO_SESSION per node */
 
@@ -229,7 +239,8 @@ struct pl_engine {
 uint64_t pl_engine_random(pl_engine *e);
 pl_event *pl_event_push(pl_engine *e, uint32_t type, const uint8_t *data, size_t len, bool stranger);
 bool pl_bucket_take(pl_bucket *b, uint64_t key, double rate, double burst, uint64_t now_ns);
-bool pl_token_take(double *tokens, uint64_t *at_ns, double rate, double burst, uint64_t now_ns);
+/* keep: tokens that have to be left. */
+bool pl_token_take(double *tokens, uint64_t *at_ns, double rate, double burst, double keep, uint64_t now_ns);
 
 /* engine_peer.c */
 pl_peer *pl_peer_find(const pl_engine *e, uint32_t node);
@@ -281,7 +292,7 @@ uint16_t pl_conn_ephemeral(pl_engine *e, uint32_t node, uint16_t remote_port);
 /* engine_datagram.c */
 void pl_datagram_on_packet(pl_engine *e, pl_peer *p, const pl_packet *pkt);
 void pl_datagram_flush(pl_engine *e, pl_peer *p);
-void pl_datagram_drop_all(pl_peer *p);
+void pl_datagram_drop_all(pl_engine *e, pl_peer *p);
 bool pl_trust_gate(const pl_engine *e, const pl_peer *p, uint16_t port, bool open_port);
 
 #endif

@@ -19,7 +19,8 @@ pl_peer *pl_peer_get(pl_engine *e, uint32_t node) {
   p->budget = (pl_budget){.limit = PL_PEER_MEMORY, .parent = e->cfg.stream.budget};
   p->pmtu.confirmed = PL_PMTU_BASE;
   p->syn_tokens = 64;
-  p->syn_at_ns = e->now_ns;
+  p->share_tokens = PL_SYN_SHARE_BURST;
+  p->syn_at_ns = p->share_at_ns = e->now_ns;
   if (pl_map_put(&e->peers, node, p) < 0) {
     free(p);
     return NULL;
@@ -38,7 +39,7 @@ void pl_peer_free(pl_engine *e, pl_peer *p) {
   pl_key_free(e, p->cur);
   pl_key_free(e, p->next);
   pl_key_free(e, p->prev);
-  pl_datagram_drop_all(p);
+  pl_datagram_drop_all(e, p);
   free(p->probes);
   free(p);
 }

@@ -38,7 +38,7 @@ HUB = ("198.51.100.1", 4000)
 CAPS = Capabilities(features=CAP_NOCRC | CAP_STREAM_OPTS, max_segment=8192, reorder_segments=65536)
 PORT = 1000
 FIRST = 100  # number of the first peer
-PER_PORT = 1000  # connections to one peer: a port takes 1024
+PER_PORT = 1000  # connections to one peer: a port takes 1002 of one
 
 
 class Identity:

@@ -258,7 +258,7 @@ def test_address_in_use_and_commands_after_stop() -> None:
 
 
 def test_thousand_streams_through_one_socket() -> None:
-    with daemons(options={"syn_rate": 100_000, "accept_queue": 1000}) as (a, b):
+    with daemons(options={"syn_rate": 100_000, "accept_queue": 1100}) as (a, b):
         near, far = Client(a), Client(b)
         far.bind(PORT)
         conns = {}
