@@ -1,8 +1,8 @@
 """Webhook: events of the node, POSTed one at a time as JSON (services.md section 6).
 
-A queue of 1024, three attempts for what may pass, a breaker when the receiver is down. The receiver's
-address is
-checked at the moment of connecting, so that a name cannot lead to a link-local (metadata) service.
+A queue of 1024, three attempts for what may pass, a breaker when the receiver is down. The receiver's address is checked at
+the moment of connecting, so that a name cannot lead to a link-local (metadata) service. Of the answer nothing but the head is
+read: a receiver, however slow or talkative, has a request's attention for REQUEST_S.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import socket
 import ssl
 import time
@@ -26,26 +27,34 @@ from urllib.parse import urlsplit
 from pilot.errors import PilotError
 
 QUEUE = 1024
-REQUEST_S = 5.0
+REQUEST_S = 5.0  # from the connection to the answer
+MAX_HEAD = 64 << 10  # of the answer, interim answers included
 RETRY_S = (1.0, 2.0)  # before the second and the third attempt
 BREAKER_FAILURES = 5
 BREAKER_S = 30.0
 METADATA_HOSTS = frozenset({"metadata.google.internal", "metadata.goog", "instance-data"})
+METADATA_ADDRESSES = frozenset({"fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"})
+_TRANSLATED = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))  # the last 32 bits are an IPv4 address
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
 def check_url(url: str) -> None:
     """Raises PilotError(invalid_argument) unless `url` is an http(s) URL that may be a receiver."""
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # what the resolver does: no label is empty or too long
     except ValueError:
         raise PilotError("invalid_argument", f"invalid URL {url!r}") from None
     if parts.scheme not in ("http", "https"):
         raise PilotError("invalid_argument", f'URL must use http or https scheme, got "{parts.scheme}"')
     if not host:
         raise PilotError("invalid_argument", f"URL has no host: {url!r}")
-    if any(c.isspace() or ord(c) < 0x20 for c in url):
+    if any(c.isspace() or ord(c) < 0x20 or ord(c) == 0x7F for c in url):
         raise PilotError("invalid_argument", "URL must not contain blanks or control characters")
+    if not url.isascii() or port == 0:
+        raise PilotError("invalid_argument", f"invalid URL {url!r}", "percent-encode its path; write its host as xn--...")
     if host.rstrip(".").lower() in METADATA_HOSTS:
         raise PilotError("invalid_argument", f"URL cannot target metadata host {host}")
     with contextlib.suppress(ValueError):
@@ -55,9 +64,18 @@ def check_url(url: str) -> None:
 def _check_address(ip_text: str) -> None:
     """PilotError for link-local addresses; ValueError if `ip_text` is not an address."""
     ip = ipaddress.ip_address(ip_text.partition("%")[0])
-    plain = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped else ip
-    if plain.is_link_local or str(plain) in ("fd00:ec2::254", "100.100.100.200"):
-        raise PilotError("invalid_argument", f"URL cannot target link-local address {ip_text}")
+    for meant in (ip, _inner(ip)):
+        if meant is not None and (meant.is_link_local or str(meant) in METADATA_ADDRESSES):
+            raise PilotError("invalid_argument", f"URL cannot target link-local address {ip_text}")
+
+
+def _inner(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 address stands for, mapped, translated or tunnelled."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return None
+    if any(ip in network for network in _TRANSLATED):
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour
 
 
 def timestamp(ns: int) -> str:
@@ -71,14 +89,22 @@ def signature(secret: str, body: bytes) -> str:
     return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
-def _connect(host: str, port: int) -> socket.socket:
+def _left(until: float) -> float:
+    """Seconds until the end of a request (monotonic clock); TimeoutError after it."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(f"no answer within {REQUEST_S:g} s")
+    return left
+
+
+def _connect(host: str, port: int, until: float) -> socket.socket:
     """Connects to the first address of `host` that answers and is allowed."""
     error: OSError | None = None
     for family, kind, proto, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         _check_address(str(address[0]))
         sock = socket.socket(family, kind, proto)
         try:
-            sock.settimeout(REQUEST_S)
+            sock.settimeout(_left(until))
             sock.connect(address)
             return sock
         except OSError as e:
@@ -88,32 +114,54 @@ def _connect(host: str, port: int) -> socket.socket:
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
-    """One POST without redirects; the status code. Blocks at most a few REQUEST_S. OSError, also if the answer is not HTTP;
-    PilotError."""
-    import http.client  # with the e-mail parser 1 MB, and few nodes have a webhook
-
+    """One POST without redirects; the status code. Blocks at most REQUEST_S after the name is resolved. OSError, also if the
+    answer is not HTTP; PilotError."""
     parts = urlsplit(url)
     assert parts.hostname
     tls = parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
-    connection = http.client.HTTPConnection(parts.hostname, port, timeout=REQUEST_S)
-    sock = _connect(parts.hostname, port)
+    until = time.monotonic() + REQUEST_S
+    sock = _connect(parts.hostname, parts.port or (443 if tls else 80), until)
     try:
+        sock.settimeout(_left(until))
         if tls:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=parts.hostname)
-        connection.sock = sock
+            sock.settimeout(_left(until))
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        authority = host if parts.port is None else f"{host}:{parts.port}"
+        fields = {
+            "Host": host if parts.port is None else f"{host}:{parts.port}",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **headers,
+        }
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", path, body, {"Host": authority, "Content-Type": "application/json", **headers})
-        response = connection.getresponse()
-        response.read(64 << 10)
-        return response.status
-    except http.client.HTTPException as e:
-        raise OSError(f"not an HTTP response ({type(e).__name__})") from e
+        lines = (f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", "")
+        sock.sendall("\r\n".join(lines).encode("ascii") + body)
+        return _status(sock, until)
     finally:
-        connection.close()
         sock.close()
+
+
+def _status(sock: socket.socket, until: float) -> int:
+    """The status code of the answer; interim ones are passed over."""
+    head, size = b"", 0
+    while True:
+        line, end = _STATUS.match(head), _HEAD_END.search(head)
+        if line is None and b"\n" in head:
+            raise OSError("not an HTTP response")
+        if line and end:
+            if (code := int(line[1])) >= 200:
+                return code
+            head = head[end.end() :]
+            continue
+        if size > MAX_HEAD:
+            raise OSError("an answer with too long a head")
+        sock.settimeout(_left(until))
+        data = sock.recv(16384)
+        if not data:
+            raise OSError("the connection was closed before the answer")
+        head += data
+        size += len(data)
 
 
 @dataclass(slots=True)
@@ -229,10 +277,10 @@ class Webhook:
                 status = await asyncio.to_thread(self._send, url, body, headers)
             except PilotError as e:
                 return e.message
-            except OSError as e:
+            except (OSError, ValueError) as e:
                 reason = f"{type(e).__name__}: {e}"
             else:
-                if status < 400:
+                if status < 300:
                     return ""
                 reason = f"HTTP status {status}"
                 if status < 500:

@@ -7,9 +7,11 @@ import contextlib
 import hashlib
 import hmac
 import http.server
+import itertools
 import json
+import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,89 @@ async def test_redirects_are_not_followed(receiver: Receiver) -> None:
         hook.emit("a")
         await hook.drain(5)
     assert len(receiver.requests) == 1
+    assert (hook.stats.failed, hook.stats.delivered) == (1, 0), "where the event would have to go it never was"
+
+
+class Talker:
+    """A server that answers every request with the same pieces, `pause` apart, for ever, and counts them."""
+
+    def __init__(self, pieces: list[bytes], pause: float) -> None:
+        self.asked = 0
+        self._pieces, self._pause = pieces, pause
+        self._end = threading.Event()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self._end.is_set():
+                client, _ = self._socket.accept()
+                self.asked += 1
+                with client, contextlib.suppress(OSError):
+                    client.recv(65536)
+                    for piece in itertools.cycle(self._pieces):
+                        client.sendall(piece)
+                        if self._end.wait(self._pause):
+                            return
+
+    def close(self) -> None:
+        self._end.set()
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize(("pieces", "pause", "says"), [
+    ([b"H"], 0.01, "TimeoutError"),  # a byte now and then, never an answer
+    ([b"HTTP/1.1 100 Continue\r\n\r\n"], 0.01, "TimeoutError"),  # the answer is always about to come
+    ([b"HTTP/1.1 100 Continue\r\n\r\n"], 0.0, "too long a head"),
+    ([b"HTTP/1.1 200 OK\r\nx: " + b"y" * 8192], 0.0, "too long a head"),
+    ([b"SSH-2.0-x\r\n"], 0.0, "not an HTTP response"),
+])  # fmt: skip
+async def test_a_receiver_that_never_comes_to_the_point(
+    pieces: list[bytes], pause: float, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "RETRY_S", (0.0,))
+    monkeypatch.setattr(webhook, "REQUEST_S", 0.3)
+    reasons: list[str] = []
+    talker = Talker(pieces, pause)
+    try:
+        async with running(Webhook(url=talker.url, on_failure=lambda event, reason: reasons.append(reason))) as hook:
+            hook.emit("a")
+            await hook.drain(10)
+        assert talker.asked == 2 and len(reasons) == 1 and says in reasons[0]
+    finally:
+        talker.close()
+
+
+async def test_an_interim_answer_is_no_answer() -> None:
+    talker = Talker([b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 2", b"01\r\n\r\n"], 0.01)
+    try:
+        async with running(Webhook(url=talker.url)) as hook:
+            hook.emit("a")
+            await hook.drain(10)
+        assert hook.stats.delivered == 1
+    finally:
+        talker.close()
+
+
+async def test_whatever_sending_raises_the_next_event_is_sent() -> None:
+    faults: list[Exception] = [UnicodeError("label too long"), ValueError("x"), PilotError("invalid_argument", "y")]
+
+    def send(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        if faults:
+            raise faults.pop(0)
+        return 204
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webhook, "RETRY_S", ())
+        async with running(Webhook(url="http://h/", send=send)) as hook:
+            for _ in range(4):
+                hook.emit("a")
+            await hook.drain(5)
+    assert (hook.stats.failed, hook.stats.delivered) == (3, 1)
 
 
 async def test_the_queue_is_bounded_and_swapping_the_receiver_works(receiver: Receiver) -> None:
@@ -142,8 +227,12 @@ async def test_the_queue_is_bounded_and_swapping_the_receiver_works(receiver: Re
     ("http://169.254.169.254/", "URL cannot target link-local address 169.254.169.254"),
     ("http://[fe80::1]/", "URL cannot target link-local address fe80::1"),
     ("http://[::ffff:169.254.1.1]/", "link-local"),
+    ("http://[64:ff9b::a9fe:a9fe]/", "link-local"), ("http://[2002:a9fe:a9fe::1]/", "link-local"),
+    ("http://[::169.254.169.254]/", "link-local"), ("http://168.63.129.16/", "link-local"),
     ("http://metadata.google.internal/x", "metadata host"),
     ("http://", "no host"), ("http://h:99999/", "invalid URL"), ("http://h/a b", "blanks"), ("", 'got ""'),
+    (f"http://{'a' * 64}/", "invalid URL"), ("http://a..b/", "invalid URL"), ("http://h/\xe4", "invalid URL"),
+    ("http://h:0/", "invalid URL"),
 ])  # fmt: skip
 def test_urls_that_are_refused(bad: str, says: str) -> None:
     with pytest.raises(PilotError) as e:
