@@ -123,6 +123,7 @@ class Node:
             version=__version__,
             networks=config.networks,
             keepalive=config.keepalive,
+            settled=self.rotation.settled,
         )
         self.registry.on_lost(self.registration.doubt)
         self.names = Names(self.registry, lambda: self.registration.hostname)
@@ -164,7 +165,6 @@ class Node:
         found = info.endpoint_lines(self)[0]
         if not self.config.endpoint:
             _say([found])
-        await self.rotation.finish()
         await self.registration.start()
         if self.config.state_dir:
             self.config.state_dir.keep_email(self.config.email)
@@ -206,6 +206,7 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.ipc.stop()
+        await self.rotation.close()
         await self.trust.close()
         await self.hub.close()
         if self._events:

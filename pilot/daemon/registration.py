@@ -13,7 +13,8 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 from pilot.errors import PilotError
@@ -97,7 +98,9 @@ class Registration:
         version: str = "",
         networks: Sequence[int] = (),
         keepalive: float = 30.0,
+        settled: Callable[[], AbstractAsyncContextManager[object]] = contextlib.nullcontext,
     ) -> None:
+        """settled: entered for each registration; inside it the identity does not change. PilotError: not now."""
         self.node_id = 0
         self.address = Address(0, 0)
         self.hostname = ""
@@ -114,6 +117,7 @@ class Registration:
         self._version = version
         self._join = tuple(networks)
         self._keepalive = keepalive
+        self._settled = settled
         self._stale = asyncio.Event()  # what the registry knows about us is not true any more
         self._wake = asyncio.Event()  # _stale or _beat_at has changed
         self._beat_at = math.inf  # loop time before which a heartbeat is due
@@ -245,16 +249,7 @@ class Registration:
     async def _register(self) -> None:
         again = self.node_id != 0
         self._stale.clear()
-        reply = await self._ask(
-            self._registry.register(
-                listen_addr=self._where.listen_addr(),
-                hostname=self._wanted_name,
-                lan_addrs=self._where.lan_addrs(),
-                relay_only=self.relay_only,
-                owner=self._email,
-                version=self._version,
-            )
-        )
+        reply = await self._ask(self._enter())
         self._spent_until = max(self._spent_until, asyncio.get_running_loop().time()) + GAP_S
         self._take(reply)
         self.registered = True
@@ -271,6 +266,17 @@ class Registration:
         if again:
             for node in list(self._where.trusted()):
                 await self._attempt(self._registry.report_trust(node), "trust")
+
+    async def _enter(self) -> Reply:
+        async with self._settled():
+            return await self._registry.register(
+                listen_addr=self._where.listen_addr(),
+                hostname=self._wanted_name,
+                lan_addrs=self._where.lan_addrs(),
+                relay_only=self.relay_only,
+                owner=self._email,
+                version=self._version,
+            )
 
     def _take(self, reply: Reply) -> None:
         node, text = reply.get("node_id"), reply.get("address")

@@ -83,7 +83,7 @@ def _create(reg: Registry, key: bytes, owner: str, request: Request) -> Node:
         # The first releases gave the owner's node to whoever named the owner. Here that takes the operator.
         if reg.holds(bound) or not reg.is_admin(request):
             raise Refused(f'owner "{owner}" is already bound to a node with a different key')
-        reg.state.set_key(bound, key, reg.now_unix())
+        reg.state.set_key(bound, key, reg.now_unix(), same_holder=False)
         return bound
     if reg.state.next_id > fields.MAX_NODE:
         raise Refused("node ID space exhausted")
@@ -168,7 +168,7 @@ def rotate_key(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
             raise Refused(MISSIGNED)
         holder = reg.state.by_key.get(key)
         if holder is None:
-            reg.state.set_key(node, key, reg.now_unix())
+            reg.state.set_key(node, key, reg.now_unix(), same_holder=True)
         elif holder is not node:
             raise Refused("invalid new_public_key: already in use by another node")
     return {"node_id": node.id, "address": reg.address(node), "public_key": key_text(node)}

@@ -35,7 +35,7 @@ class Node:
     key_created: int = 0  # Unix seconds
     key_rotated: int = 0
     rotations: int = 0
-    signs_register: bool = False  # this key has proved itself at registration: it must from then on
+    signs_register: bool = False  # its holder has signed a registration: all must be signed from then on
     departed: int = 0  # Unix seconds when it was last seen, 0 while it is (or was at the last stop) online
     networks: set[int] = field(default_factory=set)  # joined ones, kept as members of the networks
 
@@ -174,14 +174,15 @@ class State:
         """Makes the node's present attributes durable."""
         self.journal.node(node)
 
-    def set_key(self, node: Node, key: bytes, now_unix: int) -> None:
-        """Replaces the key; the old one leaves the index at once."""
+    def set_key(self, node: Node, key: bytes, now_unix: int, *, same_holder: bool) -> None:
+        """Replaces the key; the old one leaves the index at once. same_holder: by whom holds the old one, whose programs sign as
+        before."""
         del self.by_key[node.key]
         node.previous_key, node.key = node.key, key
         self.by_key[key] = node
         node.key_rotated = now_unix
         node.rotations += 1
-        node.signs_register = False
+        node.signs_register &= same_holder
         self.save(node)
 
     def set_owner(self, node: Node, owner: bytes) -> None:

@@ -163,6 +163,16 @@ async def test_rotation(lab: Lab) -> None:
     assert info["rotate_count"] == 1 and "rotated_at" in info
 
 
+async def test_after_a_rotation_registrations_need_a_signature_as_before(lab: Lab) -> None:
+    """Or whoever shares the node's public address could move it elsewhere until its daemon registers again."""
+    node, new = await lab.node(), Identity()
+    assert "node_id" in await node.ask("rotate_key", f"rotate:1:{new.key_text}", node_id=1, new_public_key=new.key_text)
+    neighbour = await lab.connect()
+    moved = await neighbour.ask(registration(new, signed=False, listen_addr=":4999"))
+    assert moved["error"] == "signature required for authenticated node"
+    assert (await node.ask("lookup", node_id=1))["public_key"] == new.key_text
+
+
 async def test_rotation_to_the_key_of_another_node(lab: Lab) -> None:
     node, other = await lab.node(), await lab.node()
     key = other.identity.key_text
