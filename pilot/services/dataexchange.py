@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pilot.files import make_private_dir
-from pilot.services.diskwriter import DiskWriter, Slots
+from pilot.services.diskwriter import DiskWriter, Slots, Space
 from pilot.services.filestream import MAX_CHUNK, FileReceiver, Running
 from pilot.services.frames import ByteStream, FrameSource, Payload
 from pilot.services.inbox import MAX_BYTES as INBOX_BYTES
@@ -64,7 +64,7 @@ class DataExchange:
         self.pool = ThreadPoolExecutor(THREADS, "dataexchange")
         self.slots = Slots(MAX_WRITERS, MAX_WRITERS_NODE)
         self._transfers: Running = {}
-        self.spooled = 0  # bytes of long messages that are arriving
+        self.spool = Space(INBOX_BYTES, INBOX_BYTES // 4 * 3)  # bytes of long messages that are arriving
         self._loop = asyncio.get_running_loop()
         self._hub: StreamHub | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -212,21 +212,18 @@ class _Conversation:
 
     async def _spool(self, name: str, sender: str, payload: Payload, ids: _Ids) -> None:
         """A long message goes through a nameless file: how to write it is known only at its end."""
-        service, size = self._service, payload.left
-        if service.spooled + size > INBOX_BYTES:
-            raise StoreError("too many long messages at once, or one too long for the inbox")
-        service.spooled += size
-        try:
-            with service.slots.one(self._stream.node):
-                body = await service.in_pool(self._open_spool)
-                with body:
-                    async with DiskWriter(body.writelines, service.pool) as writer:
-                        async for piece in payload.pieces():
-                            await writer.put(piece)
-                        await writer.drain()
-                    await self._store(name, sender, body, ids)
-        finally:
-            service.spooled -= size
+        service, node = self._service, self._stream.node
+        if payload.left > service.spool.per_node:
+            raise StoreError("too long for the inbox")
+        with service.slots.one(node), service.spool.some(node) as take:
+            body = await service.in_pool(self._open_spool)
+            with body:
+                async with DiskWriter(body.writelines, service.pool) as writer:
+                    async for piece in payload.pieces():
+                        take(len(piece))
+                        await writer.put(piece)
+                    await writer.drain()
+                await self._store(name, sender, body, ids)
 
     def _open_spool(self) -> IO[bytes]:
         import tempfile  # with shutil and its compressors 1 MB, for long messages only
@@ -252,7 +249,7 @@ class _Conversation:
                 raise StoreError("file name is not UTF-8") from None
             check_name(name)
             with service.slots.one(self._stream.node):
-                part = await service.in_pool(service.mailbox.open_file, size)
+                part = await service.in_pool(service.mailbox.open_file, self._stream.node, size)
                 whole = False
                 try:
                     async with DiskWriter(part.write, service.pool) as writer:

@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pilot.services.mailbox import StoreError
 
@@ -49,6 +49,37 @@ class Slots:
             self.give(node)
 
 
+class Space:
+    """Bytes that may lie about at the same time, counted as they come. `used`: now."""
+
+    def __init__(self, total: int, per_node: int) -> None:
+        """per_node: what one peer may have of it, so that none keeps the others out."""
+        self.used = 0
+        self.per_node = per_node
+        self._total = total
+        self._held: Counter[int] = Counter()
+
+    @contextmanager
+    def some(self, node: int) -> Iterator[Callable[[int], None]]:
+        """A function that takes n bytes more for `node`, or raises StoreError. All are given back at the end of the block."""
+        mine = 0
+
+        def take(count: int) -> None:
+            nonlocal mine
+            if self.used + count > self._total or self._held[node] + count > self.per_node:
+                raise StoreError("too many long messages at once, try again later")
+            self.used += count
+            self._held[node] += count
+            mine += count
+
+        try:
+            yield take
+        finally:
+            self.used -= mine
+            self._held[node] -= mine
+            self._held = +self._held
+
+
 class DiskWriter:
     """Use it as an async context manager: leaving it waits for the write under way."""
 
@@ -57,12 +88,14 @@ class DiskWriter:
         write: Callable[[Sequence[memoryview]], None],
         pool: Executor,
         answer: Callable[[bytes], Awaitable[None]] | None = None,
+        failed: Callable[[Exception], bytes] = lambda error: b"",
     ) -> None:
         """write: runs in `pool`, one call at a time. answer: takes what `note` was given once the bytes put before
-        are written."""
+        are written, or what `failed` says when they cannot be."""
         self._write = write
         self._pool = pool
         self._answer = answer
+        self._failed = failed
         self._pieces: list[memoryview] = []
         self._notes = bytearray()
         self._cost = 0
@@ -134,5 +167,8 @@ class DiskWriter:
                     await self._changed.wait()
         except Exception as e:
             self._error = e
+            if self._answer is not None and (last := self._failed(e)):
+                with suppress(Exception):  # the stream is gone too
+                    await self._answer(last)
         finally:
             self._progress.set()

@@ -21,7 +21,8 @@ from typing import TypeVar
 
 from pilot.services.diskwriter import DiskWriter, Slots
 from pilot.services.frames import ByteStream, Payload
-from pilot.services.mailbox import Mailbox, Partial, StoreError, check_name, reason
+from pilot.services.mailbox import Mailbox, StoreError, check_name, reason
+from pilot.services.partial import Partial
 from pilot.wire import services as wire
 from pilot.wire.errors import WireError
 
@@ -125,7 +126,10 @@ class FileReceiver:
             raise
         except (StoreError, OSError) as e:
             await self._end()
-            await self._refuse(transfer.id, reason(e))
+            if transfer.told:
+                self._refused = transfer.id
+            else:
+                await self._refuse(transfer.id, reason(e))
 
     async def _complete(self, transfer: _Transfer) -> None:
         transfer.all_here = True
@@ -161,18 +165,18 @@ class FileReceiver:
 
 
 class _Transfer:
-    """A transfer under way. `all_here`: its sender has sent DONE."""
+    """A transfer under way. `all_here`: its sender has sent DONE. `told`: its sender knows that it has failed."""
 
     def __init__(self, stream: ByteStream, pool: Executor, transfer_id: bytes, init: wire.Init, part: Partial) -> None:
         self.id = transfer_id
         self.init = init
         self.part = part
-        self.all_here = False
+        self.all_here = self.told = False
         self._next = part.size  # everything before was given to the writer
         self._clock = asyncio.get_running_loop().time
         self._heard_at = self._clock()
         self._ahead: dict[int, bytes] = {}
-        self._writer = DiskWriter(part.write, pool, stream.write)
+        self._writer = DiskWriter(part.write, pool, stream.write, self._failed)
         self._stack = AsyncExitStack()
 
     async def start(self) -> _Transfer:
@@ -188,6 +192,13 @@ class _Transfer:
 
     async def drain(self) -> None:
         await self._writer.drain()
+
+    def _failed(self, error: Exception) -> bytes:
+        """The sender may be waiting for the acknowledgement of its last chunk: it hears at once that there is none."""
+        if not isinstance(error, StoreError | OSError) or isinstance(error, ConnectionError | TimeoutError):
+            return b""
+        self.told = True
+        return wire.abort(self.id, reason(error))
 
     async def chunk(self, offset: int, payload: Payload) -> None:
         """Takes one chunk. Raises StoreError, OSError."""

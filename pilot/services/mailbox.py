@@ -6,6 +6,9 @@
 
 Everything here blocks and runs in worker threads. Nothing a peer sends chooses a path: names are checked, symbolic
 links in `.partial` are not followed. Directories are 0700, files 0600.
+
+Space is taken by bytes that have come. What was only announced is kept free for its sender as far as it sends: a peer cannot keep
+the others out by announcing much, nor make forgotten parts give way. A node's own announcements count in full for itself.
 """
 
 from __future__ import annotations
@@ -14,19 +17,19 @@ import base64
 import codecs
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from pilot.files import make_private_dir, open_atomic, sync_dir
 from pilot.services.inbox import Inbox
+from pilot.services.partial import Partial
 from pilot.wire import services as wire
 from pilot.wire.errors import WireError
 
@@ -37,7 +40,7 @@ SCAN_S = 60.0  # how long the size of received/ is believed without a look
 SPARE_BYTES = 16 << 20  # left free on the disk
 MAX_STORED_NAME = 255
 MAX_EXT = 64
-HASH_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 _TRANSFER = re.compile(r"[0-9a-f]{32}")
 
 
@@ -71,55 +74,6 @@ def stored_name(name: str, stamp: str) -> str:
     return f"{base}-{stamp}{ext}"
 
 
-class Partial:
-    """A file that is arriving. `size`: bytes there; `total`: bytes reserved for it."""
-
-    def __init__(self, fd: int, path: Path, size: int, total: int, hashed: bool) -> None:
-        self.path = path
-        self.size = size
-        self.total = total
-        self._fd = fd
-        self._sha = hashlib.sha256() if hashed else None
-        self._hashed = 0
-
-    def write(self, pieces: Sequence[memoryview]) -> None:
-        """Appends. OSError (disk full)."""
-        self._catch_up()
-        for piece in pieces:
-            rest = piece
-            while rest:
-                written = os.write(self._fd, rest)
-                self.size += written
-                rest = rest[written:]
-            if self._sha is not None:
-                self._sha.update(piece)
-                self._hashed += len(piece)
-
-    def digest(self) -> bytes:
-        """SHA-256 of all that is there."""
-        self._catch_up()
-        return self._sha.digest() if self._sha is not None else b""
-
-    def sync(self) -> None:
-        """Makes the content survive a power cut."""
-        os.fsync(self._fd)
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _catch_up(self) -> None:
-        """Hashes what an earlier transfer left; only in a thread, it may be gigabytes."""
-        while self._sha is not None and self._hashed < self.size:
-            data = os.pread(self._fd, min(HASH_BYTES, self.size - self._hashed), self._hashed)
-            if not data:
-                raise OSError(errno.EIO, "the partial file shrank")
-            self._sha.update(data)
-            self._hashed += len(data)
-
-
 class Mailbox:
     """`received/` and `inbox/` of one home. Thread-safe."""
 
@@ -131,9 +85,10 @@ class Mailbox:
         base64_always: bool = False,
         on_full: Callable[[str, dict[str, int]], None] = lambda event, data: None,
         now_ns: Callable[[], int] = time.time_ns,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """received_quota: bytes, 0 = what is free. on_full(event, data): `inbox.full` or `received.full`, from a
-        worker thread."""
+        worker thread. now_ns: wall time. clock: seconds, monotonic."""
         self.received = home / "received"
         self.partial = self.received / ".partial"
         self.inbox = Inbox(home / "inbox", lambda removed: on_full("inbox.full", {"removed": removed}))
@@ -141,18 +96,19 @@ class Mailbox:
         self._base64 = base64_always
         self._on_full = on_full
         self._now_ns = now_ns
+        self._clock = clock
         self._lock = threading.Lock()
         self._number = 0
-        self._used = 0
+        self._used = 0  # bytes in received/ but those of `_parts`
         self._scanned_ns = -1
-        self._reserved = 0
         self._active: set[str] = set()
+        self._parts: dict[str, Partial] = {}  # by name; all of them are active
         self._owner: dict[str, int] = {}  # transfer: the node whose bytes lie in its partial file
 
     # ---- files ----
 
     def open_transfer(self, transfer_id: bytes, node: int, total: int) -> Partial:
-        """The partial file of a transfer, reserved up to `total` bytes; its `size` is where to go on.
+        """The partial file of a transfer of `total` bytes; its `size` is where to go on.
 
         While another stream fills it, or if another node did, the transfer gets a file of its own: nobody spoils
         the transfer of somebody else. Raises StoreError, OSError.
@@ -166,12 +122,12 @@ class Mailbox:
                 self._owner[name] = node
                 while len(self._owner) > MAX_PARTIALS:
                     del self._owner[next(iter(self._owner))]
-            return self._claim(name, total, hashed=True)
+            return self._claim(name, node, total, hashed=True)
 
-    def open_file(self, total: int) -> Partial:
-        """A new partial file for a FILE frame. Raises StoreError, OSError."""
+    def open_file(self, node: int, total: int) -> Partial:
+        """A new partial file for a FILE frame of `node`. Raises StoreError, OSError."""
         with self._lock:
-            return self._claim(f"frame-{os.urandom(8).hex()}", total, hashed=False)
+            return self._claim(f"frame-{os.urandom(8).hex()}", node, total, hashed=False)
 
     def finish(self, part: Partial, name: str) -> Path:
         """Syncs a complete file and gives it its final name. Raises OSError, and then it has none."""
@@ -190,7 +146,7 @@ class Mailbox:
                 os.unlink(part.path)
         with self._lock:
             self._active.discard(part.path.name)
-            self._reserved -= part.total
+            del self._parts[part.path.name]
             self._used += 0 if discard else part.size
 
     def sweep(self) -> None:
@@ -203,24 +159,28 @@ class Mailbox:
                 if now - changed > keep_s or len(rows) - at > MAX_PARTIALS:
                     self._remove(path, size)
 
-    def _claim(self, name: str, total: int, hashed: bool) -> Partial:
-        """Opens a partial file; from now on it counts with `total`."""
+    def _claim(self, name: str, node: int, total: int, hashed: bool) -> Partial:
+        """Opens a partial file."""
         self._active.add(name)
         held = 0
         with contextlib.suppress(OSError):
             held = os.lstat(self.partial / name).st_size
         self._used -= held
         try:
-            self._make_room(total)
-            part = self._open(name, total, hashed)
+            self._make_room(total, node, announced=True)
+            part = self._parts[name] = self._open(name, node, total, hashed)
         except BaseException:
             self._active.discard(name)
             self._used += held
             raise
-        self._reserved += total
         return part
 
-    def _open(self, name: str, total: int, hashed: bool) -> Partial:
+    def _grow(self, part: Partial, count: int) -> None:
+        with self._lock:
+            self._make_room(count, part.node)
+            part.take(count, self._clock())
+
+    def _open(self, name: str, node: int, total: int, hashed: bool) -> Partial:
         make_private_dir(self.received)
         make_private_dir(self.partial)
         if not stat.S_ISDIR(os.lstat(self.partial).st_mode):
@@ -246,21 +206,28 @@ class Mailbox:
         except BaseException:
             os.close(fd)
             raise
-        return Partial(fd, path, state.st_size if state.st_size <= total else 0, total, hashed)
+        size = state.st_size if state.st_size <= total else 0
+        return Partial(fd, path, node, size, total, hashed=hashed, grow=self._grow)
 
-    def _make_room(self, size: int) -> None:
-        """Refuses `size` bytes that neither the quota nor the disk has; forgotten transfers give way first."""
-        if not self._fits(size) and not self._fits(size, scan=True):
-            rows = _files(self.partial, skip=self._active) if self.partial.is_dir() else ()
-            for path, held, _ in sorted(rows, key=lambda row: row[2]):
-                self._remove(path, held)
-                if self._fits(size):
-                    return
-            used = self._used + self._reserved
-            self._on_full("received.full", {"used": used, "quota": self._quota, "size": size})
-            raise StoreError("the receiver's space for files is used up")
+    def _make_room(self, size: int, node: int, *, announced: bool = False) -> None:
+        """Refuses `size` bytes of `node` that neither the quota nor the disk has. Forgotten transfers give way, but only to bytes
+        that have come, not to those that are announced."""
+        if size <= self._room(node, announced) or size <= self._room(node, announced, scan=True):
+            return
+        rows = _files(self.partial, skip=self._active) if self.partial.is_dir() else ()
+        forgotten = sorted(rows, key=lambda row: row[2])
+        if announced and size <= self._room(node, announced) + sum(held for _, held, _ in forgotten):
+            return
+        for path, held, _ in () if announced else forgotten:
+            self._remove(path, held)
+            if size <= self._room(node, announced):
+                return
+        used = self._used + sum(p.taken for p in self._parts.values())
+        self._on_full("received.full", {"used": used, "quota": self._quota, "size": size})
+        raise StoreError("the receiver's space for files is used up")
 
-    def _fits(self, size: int, scan: bool = False) -> bool:
+    def _room(self, node: int, announced: bool, scan: bool = False) -> int:
+        """Bytes that `node` may have beside what is kept for others, and, if they are only announced, for itself."""
         now = self._now_ns()
         if scan or not 0 <= now - self._scanned_ns < SCAN_S * 1e9:
             self._scanned_ns = now
@@ -268,11 +235,18 @@ class Mailbox:
             for directory in (self.received, self.partial):
                 with contextlib.suppress(OSError):
                     self._used += sum(held for _, held, _ in _files(directory, skip=self._active))
-        if self._quota and self._used + self._reserved + size > self._quota:
-            return False
+        kept = taken = 0
+        clock = self._clock()
+        for part in self._parts.values():
+            taken += part.taken
+            if part.node != node:
+                kept += part.promised(clock)
+            elif announced:
+                kept += max(0, part.total - part.taken)
         make_private_dir(self.received)
         disk = os.statvfs(self.received)
-        return disk.f_bavail * disk.f_frsize >= size + SPARE_BYTES
+        room = disk.f_bavail * disk.f_frsize - SPARE_BYTES
+        return (min(room, self._quota - self._used - taken) if self._quota else room) - kept
 
     def _remove(self, path: Path, size: int) -> None:
         with contextlib.suppress(OSError):
@@ -338,7 +312,7 @@ def _is_utf8(body: IO[bytes]) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")()
     body.seek(0)
     try:
-        while part := body.read(HASH_BYTES):
+        while part := body.read(READ_BYTES):
             decoder.decode(part)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
@@ -350,7 +324,7 @@ def _json_parts(body: IO[bytes]) -> Iterator[bytes]:
     """The inside of a JSON string."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     body.seek(0)
-    while part := body.read(HASH_BYTES):
+    while part := body.read(READ_BYTES):
         yield json.dumps(decoder.decode(part), ensure_ascii=False)[1:-1].encode()
 
 

@@ -185,7 +185,7 @@ async def test_long_messages_arrive_whole(tmp_path: Path, kind: FrameType, tail:
     else:
         assert message["data"].encode() == data
     assert sorted(p.suffix for p in (tmp_path / "inbox").iterdir()) == [".json"]
-    assert r.service.spooled == 0 and r.service.slots.free == dataexchange.MAX_WRITERS
+    assert r.service.spool.used == 0 and r.service.slots.free == dataexchange.MAX_WRITERS
 
 
 async def test_invalid_text_is_kept_byte_for_byte(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_any_bytes_leave_the_service_alive(tmp_path: Path, data: bytes) -> None:
             await peer.send(data)
             await peer.leave()
             assert await r.connect().ask(FRAMES["TEXT 'hi'"]) == "ACK TEXT 2 bytes"
-            assert r.service.slots.free == dataexchange.MAX_WRITERS and r.service.spooled == 0
+            assert r.service.slots.free == dataexchange.MAX_WRITERS and r.service.spool.used == 0
 
     asyncio.run(run())
 

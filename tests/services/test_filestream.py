@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from exchange_peer import Peer, Receiver, chunk, receiver, transfer_id
 
-from pilot.services import dataexchange, filestream, mailbox
+from pilot.services import dataexchange, filestream, mailbox, partial
 from pilot.services.mailbox import Mailbox, StoreError
 from pilot.wire import services as wire
 from pilot.wire.services import StreamKind
@@ -367,7 +367,8 @@ async def test_a_full_disk_is_an_answer(tmp_path: Path, monkeypatch: pytest.Monk
             await peer.send(chunk(CONTENT, at, min(at + STEP, len(CONTENT))))
         await peer.send(wire.done(transfer_id(CONTENT)))
         assert await refused(peer) == "No space left on device"
-        assert r.service.slots.free == dataexchange.MAX_WRITERS
+        while r.service.slots.free != dataexchange.MAX_WRITERS:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         monkeypatch.undo()
         assert (await peer.transfer("a", CONTENT)).status == 0
 
@@ -417,9 +418,70 @@ def test_an_empty_home_can_be_swept(tmp_path: Path) -> None:
 
 def test_no_quota_means_what_is_free(tmp_path: Path) -> None:
     box = Mailbox(tmp_path, received_quota=0)
-    box.release(box.open_file(1 << 20))
+    box.release(box.open_file(2, 1 << 20))
     with pytest.raises(StoreError):
-        box.open_file(1 << 60)
+        box.open_file(2, 1 << 60)
+
+
+UNIT = 16 << 10
+ZEROS = memoryview(bytes(UNIT))
+
+
+def write(part: mailbox.Partial, units: int) -> None:
+    part.write([ZEROS] * units)
+
+
+def test_announcing_much_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial, "PROMISED_BYTES", UNIT)
+    now = 100.0
+    box = Mailbox(tmp_path, received_quota=100 * UNIT, clock=lambda: now)
+    greedy = box.open_transfer(b"g" * 16, 3, 100 * UNIT)
+    with pytest.raises(StoreError):
+        box.open_file(3, UNIT)  # beside what it has announced itself
+    mine = box.open_file(2, 98 * UNIT)
+    write(mine, 98)
+    box.release(mine, discard=True)
+    write(greedy, 5)  # now it sends, and much is kept for it
+    with pytest.raises(StoreError):
+        box.open_file(2, 20 * UNIT)
+    box.release(box.open_file(2, 10 * UNIT), discard=True)
+    now += 300  # and rests
+    mine = box.open_file(2, 93 * UNIT)
+    write(mine, 93)
+    write(greedy, 1)
+    with pytest.raises(StoreError):
+        write(greedy, 2)
+    box.release(greedy)
+    box.release(mine, discard=True)
+    assert sum(p.stat().st_size for p in box.partial.iterdir()) == 6 * UNIT
+
+
+def test_forgotten_parts_give_way_to_bytes_and_not_to_announcements(tmp_path: Path) -> None:
+    box = Mailbox(tmp_path, received_quota=10 * UNIT)
+    part = box.open_transfer(b"a" * 16, 2, 8 * UNIT)
+    write(part, 6)
+    box.release(part)
+    with pytest.raises(StoreError):
+        box.open_file(3, 11 * UNIT)
+    other = box.open_file(3, 10 * UNIT)
+    write(other, 4)
+    assert part.path.exists()
+    write(other, 1)
+    assert not part.path.exists()
+    write(other, 5)
+    box.release(other, discard=True)
+
+
+async def test_a_transfer_that_finds_no_room_any_more_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial, "PROMISED_BYTES", 0)
+    async with receiver(tmp_path, received_quota=len(CONTENT)) as r:
+        late, quick = r.connect(3), r.connect(2)
+        await late.offer("a", CONTENT)
+        assert (await quick.transfer("b", CONTENT[1:])).status == 0
+        await late.send(chunk(CONTENT, 0, STEP))
+        assert await refused(late) == "the receiver's space for files is used up"
+        await late.send(wire.done(transfer_id(CONTENT)))
+        assert (await late.transfer("c", b"x")).status == 0
 
 
 async def test_memory_and_event_loop_stay_free_during_a_large_file(tmp_path: Path) -> None:
