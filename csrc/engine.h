@@ -40,6 +40,7 @@ enum pl_event_type {
   PL_EV_CLIENT_CLOSED,   /* client is gone; its connections are closed already */
   PL_EV_PMTU,            /* node: a = largest segment of the active path */
   PL_EV_CLIENT_CONN,     /* conn became a client's without Python: as CONN_OPEN, or, with a = 1, as ACCEPT */
+  PL_EV_PEER_STIRRED,    /* node: it rests no more. a = 1: application traffic, in or out; 0: its time is over, or the peer is forgotten */
 };
 enum { PL_DIAL_REFUSED = 1, PL_DIAL_TIMEOUT = 2, PL_DIAL_NO_KEY = 3 };
 
@@ -143,11 +144,12 @@ typedef struct pl_peer_info {
   uint32_t conns;
 } pl_peer_info;
 int pl_engine_peer_info(const pl_engine *e, uint32_t node, pl_peer_info *out);
-/* Iterates over the peers that sent or received since then, 0 = all: *it = 0 to start; false at the end. One that rests is left out
- * unless that was application traffic, or what we sent last has no answer: its pings and keepalives are no news. */
+/* Iterates over the peers that sent or received since then, 0 = all: *it = 0 to start; false at the end. Those that rest are left out
+ * unless all are asked for. */
 bool pl_engine_next_peer(const pl_engine *e, size_t *it, uint64_t since_ns, pl_peer_info *out);
-/* Nobody wants to hear of the idle peer's pings and keepalives. PL_ENOENT. */
-int pl_engine_set_resting(pl_engine *e, uint32_t node, bool resting);
+/* Nobody wants to hear of the idle peer until then, a little later when many rest, or until there is application traffic:
+ * PEER_STIRRED tells. Its pings and keepalives are no news, and some memory is given back. 0: it rests no more. PL_ENOENT. */
+int pl_engine_rest(pl_engine *e, uint32_t node, uint64_t until_ns, uint64_t now_ns);
 
 /* ---- streams ---- */
 enum pl_owner { PL_OWNER_NONE = 0, PL_OWNER_APP, PL_OWNER_ECHO, PL_OWNER_CLIENT };

@@ -47,15 +47,15 @@ typedef struct pl_key {
   pl_aead *aead;       /* NULL when the key was not used of late: a context is many times as large as the key */
   struct pl_key *warmer, *colder; /* those with a context, by last use */
   uint64_t warmed_ns;
-  uint32_t prefix;
   uint64_t counter;    /* last one sent; the first frame carries 1 */
   pl_replay replay;
+  uint64_t retire_ns;  /* of a replaced key */
+  uint64_t installed_ns;
+  uint32_t prefix;
+  uint32_t first_conn; /* the id that the next connection would have had then */
   pl_caps caps;
   bool proved;         /* a frame under it was opened */
   uint8_t era;         /* enum pl_era */
-  uint64_t retire_ns;  /* of a replaced key */
-  uint64_t installed_ns;
-  uint32_t first_conn; /* the id that the next connection would have had then */
   pl_era1 era1[];      /* one, while the era is not PL_ERA_2; counter and replay windows serve both */
 } pl_key;
 
@@ -87,7 +87,6 @@ typedef struct pl_dgram {
 /* Path MTU discovery of the active path (RFC 8899, by padded pings; pmtu.c). Sizes are UDP payload bytes. */
 typedef struct pl_pmtu {
   uint32_t confirmed;  /* largest size that came back; PL_PMTU_BASE at least */
-  uint32_t acked_mask; /* ladder rungs answered */
   unsigned round;      /* probe rounds done since the path was set */
   uint64_t next_ns;
 } pl_pmtu;
@@ -106,24 +105,23 @@ typedef struct pl_owned_timer {
 typedef struct pl_peer {
   uint32_t node;
   bool trusted;
-  bool resting;
   bool has_path, relay;
   bool keeping;         /* the timer includes a keepalive */
+  bool moved;           /* the key was replaced, and nothing has come over the path since: the peer may have restarted elsewhere */
+  bool era2;            /* was heard in era 2: no key of it is tried in era 1 any more */
+  bool spoke_era1;      /* the last key that settled did so in era 1 */
   pl_addr path;
   pl_key *cur, *next, *prev;
   pl_owned_timer timer;
   uint64_t last_recv_ns, last_send_ns, last_direct_recv_ns, last_dial_ns, last_app_ns, created_ns;
   uint64_t wanted_ns;   /* last PEER_WANTED */
   uint64_t broken_ns;   /* last SESSION_BROKEN */
+  uint64_t rest_until_ns; /* 0 = it does not rest */
   unsigned failures;    /* consecutive frames that did not open */
   int failure_reason;
   uint64_t open_failures;
   struct { pl_addr addr; bool relay; uint64_t at_ns; } seen[2];
-  bool moved;           /* the key was replaced, and nothing has come over the path since: the peer may have restarted elsewhere */
-  bool era2;            /* was heard in era 2: no key of it is tried in era 1 any more */
-  bool spoke_era1;      /* the last key that settled did so in era 1 */
   pl_probe *probes;     /* PL_PROBES entries, allocated on first use */
-  uint32_t probe_seq;
   pl_pmtu pmtu;
   pl_dgram *dgram_head, *dgram_tail;
   unsigned n_dgrams;
@@ -251,6 +249,7 @@ void pl_peer_ready(pl_engine *e, pl_peer *p);      /* key and path are there: le
 void pl_peer_on_timer(pl_engine *e, pl_peer *p);
 void pl_peer_schedule(pl_engine *e, pl_peer *p);
 void pl_peer_active(pl_engine *e, pl_peer *p);     /* application traffic, in or out */
+void pl_peer_stir(pl_engine *e, pl_peer *p, bool traffic); /* it rests no more, and Python hears of it */
 uint32_t pl_peer_mss(const pl_engine *e, const pl_peer *p);
 void pl_peer_apply_mss(pl_engine *e, pl_peer *p);
 void pl_peer_free(pl_engine *e, pl_peer *p);

@@ -32,6 +32,7 @@ pl_peer *pl_peer_get(pl_engine *e, uint32_t node) {
 bool pl_peer_usable(const pl_peer *p) { return p->cur && p->has_path; }
 
 void pl_peer_free(pl_engine *e, pl_peer *p) {
+  if (p->rest_until_ns) pl_peer_stir(e, p, false);
   while (p->conns) pl_conn_kill(e, p->conns, true);
   pl_wheel_cancel(e->wheel, &p->timer.t);
   pl_map_del(&e->peers, p->node);
@@ -202,15 +203,23 @@ static bool keeps_alive(const pl_engine *e, const pl_peer *p) {
          (p->trusted || p->n_conns || e->now_ns - p->last_app_ns < 120 * PL_NS_PER_S);
 }
 
+/* One that rests is pinged by whoever looks after its path; what this file sends is for the case that nobody does. */
+static uint64_t keepalive_ns(const pl_engine *e, const pl_peer *p) {
+  uint64_t period = e->cfg.peer_keepalive_ns;
+  return p->rest_until_ns ? period + period / 4 : period;
+}
+
 void pl_peer_active(pl_engine *e, pl_peer *p) {
   p->last_app_ns = e->now_ns;
+  if (p->rest_until_ns) pl_peer_stir(e, p, true);
   if (!p->keeping) pl_peer_schedule(e, p);
 }
 
 void pl_peer_schedule(pl_engine *e, pl_peer *p) {
   uint64_t at = PL_NEVER;
   p->keeping = keeps_alive(e, p);
-  if (p->keeping) at = p->last_send_ns + e->cfg.peer_keepalive_ns;
+  if (p->keeping) at = p->last_send_ns + keepalive_ns(e, p);
+  if (p->rest_until_ns) at = pl_min64(at, p->rest_until_ns);
   if (p->prev) at = pl_min64(at, p->prev->retire_ns);
   if (pl_peer_usable(p)) at = pl_min64(at, p->pmtu.next_ns);
   if (!p->trusted && !p->n_conns)
@@ -229,9 +238,10 @@ void pl_peer_on_timer(pl_engine *e, pl_peer *p) {
     pl_peer_free(e, p);
     return;
   }
+  if (p->rest_until_ns && p->rest_until_ns <= now) pl_peer_stir(e, p, false);
   if (now > PROBE_NS) probes_expire(p, now - PROBE_NS);
   if (pl_peer_usable(p) && p->pmtu.next_ns <= now) pl_pmtu_round(e, p);
-  if (keeps_alive(e, p) && now >= p->last_send_ns + e->cfg.peer_keepalive_ns) {
+  if (keeps_alive(e, p) && now >= p->last_send_ns + keepalive_ns(e, p)) {
     pl_packet keepalive = {.proto = PL_PROTO_CONTROL, .src_node = e->node};
     if (pl_session_send_active(e, p, &keepalive, NULL, 0) < 0) p->last_send_ns = now; /* retry a period later */
   }
@@ -271,28 +281,41 @@ int pl_engine_peer_info(const pl_engine *e, uint32_t node, pl_peer_info *out) {
   return PL_OK;
 }
 
-/* An answer of ours to a ping leaves with it; what leaves much later waits for an answer. */
-#define ANSWERED_NS (50 * PL_NS_PER_MS)
-
-static bool newsworthy(const pl_peer *p, uint64_t since_ns) {
-  if (since_ns == 0) return true;
-  if (p->resting) return p->last_app_ns >= since_ns || p->last_send_ns > p->last_recv_ns + ANSWERED_NS;
-  return p->last_recv_ns >= since_ns || p->last_send_ns >= since_ns;
-}
-
 bool pl_engine_next_peer(const pl_engine *e, size_t *it, uint64_t since_ns, pl_peer_info *out) {
   const pl_peer *p;
   while ((p = pl_map_next(&e->peers, it, NULL))) {
-    if (!newsworthy(p, since_ns)) continue;
+    if (since_ns && (p->rest_until_ns || (p->last_recv_ns < since_ns && p->last_send_ns < since_ns))) continue;
     fill_info(e, p, out);
     return true;
   }
   return false;
 }
 
-int pl_engine_set_resting(pl_engine *e, uint32_t node, bool resting) {
+/* ---- rest ---- */
+
+#define REST_STEP_NS (1ull << 26) /* 67 ms: those of many peers end together, and the process wakes once for them */
+#define REST_SHORT_NS PL_NS_PER_S
+
+void pl_peer_stir(pl_engine *e, pl_peer *p, bool traffic) {
+  pl_event *ev = pl_event_push(e, PL_EV_PEER_STIRRED, NULL, 0, false);
+  p->rest_until_ns = ev ? 0 : e->now_ns + PL_NS_PER_S; /* without memory it is tried again: somebody waits for this event */
+  if (!ev) return;
+  ev->node = p->node;
+  ev->a = traffic;
+}
+
+int pl_engine_rest(pl_engine *e, uint32_t node, uint64_t until_ns, uint64_t now_ns) {
+  if (now_ns > e->now_ns) e->now_ns = now_ns;
   pl_peer *p = pl_peer_find(e, node);
   if (!p) return PL_ENOENT;
-  p->resting = resting;
+  if (until_ns > e->now_ns + REST_SHORT_NS && until_ns < PL_NEVER - REST_STEP_NS)
+    until_ns = (until_ns + REST_STEP_NS - 1) & ~(REST_STEP_NS - 1);
+  p->rest_until_ns = until_ns;
+  if (until_ns) {
+    pl_key *keys[] = {p->cur, p->next, p->prev};
+    for (unsigned i = 0; i < 3; i++)
+      if (keys[i]) pl_replay_rest(&keys[i]->replay);
+  }
+  pl_peer_schedule(e, p);
   return PL_OK;
 }

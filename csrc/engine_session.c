@@ -228,6 +228,7 @@ int pl_session_send(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool
     pl_tx_undo(e->tx); /* the counter stays used: a nonce is never given out twice */
     return PL_EIO;
   }
+  if (p->rest_until_ns && pkt->proto != PL_PROTO_CONTROL) pl_peer_stir(e, p, true);
   p->pkts_sent++;
   p->bytes_sent += total;
   p->last_send_ns = e->now_ns;
@@ -451,7 +452,7 @@ void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *fro
     return;
   }
   if (era1 && !era1_genuine(e, peer, body, inner)) return;
-  if (pl_replay_commit(&opened->replay, h.prefix, h.counter, e->now_ns) < 0) return;
+  if (pl_replay_commit(&opened->replay, h.prefix, h.counter) < 0) return;
   e->st.opened_ok++;
   peer->failures = 0;
   peer->last_recv_ns = e->now_ns;

@@ -5,98 +5,115 @@
 
 #define BLOCKS (PL_REPLAY_WINDOW / 64 + 1) /* one more than the window: the block being filled costs no old counters */
 
-#define BLOCKS_MIN 4u
+#define BLOCKS_MIN 2u
 
-/* Short of its full size a window starts at counter 0, where block number and place are the same. */
-static size_t place(uint64_t counter) { return (size_t)((counter >> 6) % BLOCKS); }
+static size_t place(const pl_replay_window *w, uint64_t block) { return (size_t)(block % w->blocks); }
 
-pl_replay_window *pl_replay_window_new(void) {
-  pl_replay_window *w = calloc(1, sizeof *w + BLOCKS_MIN * sizeof w->bits[0]);
-  if (w) w->blocks = BLOCKS_MIN;
+static pl_replay_window *window_new(uint16_t blocks) {
+  pl_replay_window *w = calloc(1, sizeof *w + blocks * sizeof w->bits[0]);
+  if (!w) return NULL;
+  w->blocks = blocks;
+  w->held = 1;
   return w;
 }
+
+pl_replay_window *pl_replay_window_new(void) { return window_new(BLOCKS_MIN); }
 
 int pl_replay_window_check(const pl_replay_window *w, uint64_t counter) {
   if (counter == 0) return PL_EREPLAY;
   if (counter > w->highest) return PL_OK;
-  if (w->highest - counter >= PL_REPLAY_WINDOW) return PL_EREPLAY;
-  return w->bits[place(counter)] >> (counter & 63) & 1 ? PL_EREPLAY : PL_OK;
+  if (w->highest - counter >= PL_REPLAY_WINDOW || (w->highest >> 6) - (counter >> 6) >= w->held) return PL_EREPLAY;
+  return w->bits[place(w, counter >> 6)] >> (counter & 63) & 1 ? PL_EREPLAY : PL_OK;
 }
 
-static int grow(pl_replay_window **at, uint64_t counter) {
-  pl_replay_window *w = *at;
-  uint64_t need = (counter >> 6) + 1;
-  if (w->blocks == BLOCKS || need <= w->blocks) return PL_OK;
-  uint32_t blocks = (uint32_t)pl_min64(BLOCKS, pl_max64(need, 2 * w->blocks));
-  w = realloc(w, sizeof *w + blocks * sizeof w->bits[0]);
+/* Gives the window another size, not below `held`. */
+static int resize(pl_replay_window **at, uint16_t blocks) {
+  pl_replay_window *old = *at, *w = window_new(blocks);
   if (!w) return PL_ENOMEM;
-  memset(w->bits + w->blocks, 0, (blocks - w->blocks) * sizeof w->bits[0]);
-  w->blocks = blocks;
+  w->older = old->older;
+  w->prefix = old->prefix;
+  w->highest = old->highest;
+  w->held = old->held;
+  for (uint64_t i = 0, top = old->highest >> 6; i < old->held; i++) w->bits[place(w, top - i)] = old->bits[place(old, top - i)];
+  free(old);
   *at = w;
   return PL_OK;
 }
 
 int pl_replay_window_commit(pl_replay_window **at, uint64_t counter) {
-  if (pl_replay_window_check(*at, counter) < 0) return PL_OK;
-  int err = grow(at, counter);
-  if (err < 0) return err;
   pl_replay_window *w = *at;
+  if (pl_replay_window_check(w, counter) < 0) return PL_OK;
   if (counter > w->highest) {
-    uint64_t from = w->highest >> 6, to = counter >> 6;
-    uint64_t steps = pl_min64(to - from, BLOCKS);
-    for (uint64_t i = 1; i <= steps; i++) w->bits[(from + i) % BLOCKS] = 0;
+    uint64_t from = w->highest >> 6, steps = (counter >> 6) - from;
+    uint16_t held = (uint16_t)pl_min64(w->held + steps, BLOCKS);
+    if (held > w->blocks) {
+      int err = resize(at, (uint16_t)pl_min64(BLOCKS, pl_max64(held, 2u * w->blocks)));
+      if (err < 0) return err;
+      w = *at;
+    }
+    for (uint64_t i = 1; i <= pl_min64(steps, w->blocks); i++) w->bits[place(w, from + i)] = 0;
     w->highest = counter;
+    w->held = held;
   }
-  w->bits[place(counter)] |= 1ull << (counter & 63);
+  w->bits[place(w, counter >> 6)] |= 1ull << (counter & 63);
   return PL_OK;
 }
 
 void pl_replay_init(pl_replay *r) { memset(r, 0, sizeof *r); }
 
 void pl_replay_free(pl_replay *r) {
-  for (unsigned i = 0; i < PL_REPLAY_LIVE; i++) free(r->live[i]);
+  while (r->newest) {
+    pl_replay_window *older = r->newest->older;
+    free(r->newest);
+    r->newest = older;
+  }
   free(r->retired);
   memset(r, 0, sizeof *r);
 }
 
-static unsigned find(const pl_replay *r, uint32_t prefix) {
-  unsigned i = 0;
-  while (i < r->n_live && r->live_prefix[i] != prefix) i++;
-  return i; /* n_live: not there */
-}
-
 int pl_replay_check(const pl_replay *r, uint32_t prefix, uint64_t counter) {
-  unsigned at = find(r, prefix);
-  if (at < r->n_live) return pl_replay_window_check(r->live[at], counter);
+  for (const pl_replay_window *w = r->newest; w; w = w->older)
+    if (w->prefix == prefix) return pl_replay_window_check(w, counter);
   if (counter == 0) return PL_EREPLAY;
   for (unsigned i = 0; i < r->n_retired; i++)
     if (r->retired[i] == prefix) return PL_EREPLAY;
   return r->n_live + r->n_retired < PL_REPLAY_PREFIXES ? PL_OK : PL_ELIMIT;
 }
 
-int pl_replay_commit(pl_replay *r, uint32_t prefix, uint64_t counter, uint64_t now_ns) {
-  unsigned at = find(r, prefix);
-  if (at < r->n_live) return pl_replay_window_commit(&r->live[at], counter);
+/* The oldest gives up its window. */
+static void retire_oldest(pl_replay *r) {
+  pl_replay_window **at = &r->newest;
+  while ((*at)->older) at = &(*at)->older;
+  r->retired[r->n_retired++] = (*at)->prefix;
+  r->n_live--;
+  free(*at);
+  *at = NULL;
+}
+
+int pl_replay_commit(pl_replay *r, uint32_t prefix, uint64_t counter) {
+  for (pl_replay_window **at = &r->newest; *at; at = &(*at)->older)
+    if ((*at)->prefix == prefix) return pl_replay_window_commit(at, counter);
   if (pl_replay_check(r, prefix, counter) < 0) return PL_OK;
-  pl_replay_window *w = pl_replay_window_new();
-  if (w && pl_replay_window_commit(&w, counter) < 0) {
-    free(w);
-    w = NULL;
+  if (r->n_live == PL_REPLAY_LIVE && !r->retired) {
+    r->retired = malloc(PL_REPLAY_PREFIXES * sizeof r->retired[0]);
+    if (!r->retired) return PL_ENOMEM;
   }
-  if (w && r->n_live == PL_REPLAY_LIVE && !r->retired) r->retired = malloc(PL_REPLAY_PREFIXES * sizeof r->retired[0]);
-  if (!w || (r->n_live == PL_REPLAY_LIVE && !r->retired)) {
+  pl_replay_window *w = pl_replay_window_new();
+  if (!w || pl_replay_window_commit(&w, counter) < 0) {
     free(w);
     return PL_ENOMEM;
   }
-  if (r->n_live == PL_REPLAY_LIVE) { /* the oldest gives up its window */
-    free(r->live[--r->n_live]);
-    r->retired[r->n_retired++] = r->live_prefix[r->n_live];
-  }
-  memmove(r->live + 1, r->live, r->n_live * sizeof r->live[0]);
-  memmove(r->live_prefix + 1, r->live_prefix, r->n_live * sizeof r->live_prefix[0]);
-  r->live[0] = w;
-  r->live_prefix[0] = prefix;
+  if (r->n_live == PL_REPLAY_LIVE) retire_oldest(r);
+  w->prefix = prefix;
+  w->older = r->newest;
+  r->newest = w;
   r->n_live++;
-  r->newest_at_ns = now_ns;
   return PL_OK;
+}
+
+void pl_replay_rest(pl_replay *r) {
+  for (pl_replay_window **at = &r->newest; *at; at = &(*at)->older) {
+    if ((*at)->held > BLOCKS_MIN) (*at)->held = BLOCKS_MIN;
+    if ((*at)->blocks > BLOCKS_MIN) (void)resize(at, BLOCKS_MIN); /* without memory for the smaller one the larger will do */
+  }
 }

@@ -9,10 +9,13 @@
 #define PL_REPLAY_LIVE 5u       /* newest prefix and four earlier ones keep a window */
 #define PL_REPLAY_PREFIXES 64u  /* prefixes accepted per session; beyond: PL_ELIMIT */
 
-/* Holds the blocks of the counters seen so far, so a session of few frames is small: it grows up to PL_REPLAY_WINDOW counters. */
+/* Of the counters of one prefix. It is as large as what came asks for, at most PL_REPLAY_WINDOW counters. */
 typedef struct pl_replay_window {
+  struct pl_replay_window *older; /* of the same pl_replay */
   uint64_t highest; /* 0 = nothing seen */
-  uint32_t blocks;  /* of 64 counters */
+  uint32_t prefix;  /* in a pl_replay */
+  uint16_t blocks;  /* of 64 counters: room */
+  uint16_t held;    /* the last so many blocks tell which counters came; all before them counts as seen */
   uint64_t bits[];  /* ring of blocks, RFC 6479 */
 } pl_replay_window;
 
@@ -23,12 +26,9 @@ int pl_replay_window_check(const pl_replay_window *w, uint64_t counter);
 int pl_replay_window_commit(pl_replay_window **w, uint64_t counter);
 
 typedef struct pl_replay {
-  pl_replay_window *live[PL_REPLAY_LIVE]; /* newest first; allocated on first use */
-  uint32_t live_prefix[PL_REPLAY_LIVE];
-  unsigned n_live;
-  unsigned n_retired;
+  pl_replay_window *newest;
   uint32_t *retired; /* PL_REPLAY_PREFIXES entries, allocated on first use */
-  uint64_t newest_at_ns; /* when the newest prefix was first committed */
+  uint32_t n_live, n_retired;
 } pl_replay;
 
 void pl_replay_init(pl_replay *r);
@@ -36,6 +36,9 @@ void pl_replay_free(pl_replay *r);
 /* PL_OK, PL_EREPLAY (seen, too old, or a retired prefix), PL_ELIMIT (too many prefixes). */
 int pl_replay_check(const pl_replay *r, uint32_t prefix, uint64_t counter);
 /* Records an authenticated frame; a new prefix opens a window. PL_OK or PL_ENOMEM. */
-int pl_replay_commit(pl_replay *r, uint32_t prefix, uint64_t counter, uint64_t now_ns);
+int pl_replay_commit(pl_replay *r, uint32_t prefix, uint64_t counter);
+/* Nothing is on its way but what was sent last: all but the newest 64 counters and a few more counts as seen from now on, which
+ * gives the memory back. What was refused stays refused. */
+void pl_replay_rest(pl_replay *r);
 
 #endif

@@ -3,7 +3,8 @@
     python bench/micro/scale.py [--peers 10000] [--connections 64000] [--minutes 5] [--json FILE]
 
 The node is the real one without its sockets: engine, key exchange and path machines, on virtual time. Its peers are real engines
-in another process, so neither their memory nor their CPU time is in the figures; that of the pipe between the two is.
+in another process, so neither their memory nor their CPU time is in the figures; that of the pipe between the two is. Peers are
+reached directly, or, in a run of their own, through a beacon only: then the node looks for a direct path again and again.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from pilot.traversal.discovery import Discovery
 from pilot.traversal.peer_paths import Addresses, PeerPaths
 from pilot.tunnel.actions import InstallKey, SendRelay
 from pilot.tunnel.exchange import KeyExchange
+from pilot.wire import beacon as wire
 from pilot.wire.frames import Capabilities
 
 Addr = tuple[str, int]
 SECOND = 10**9
 HUB = ("198.51.100.1", 4000)
+BEACON = ("198.51.100.2", 9001)
 CAPS = Capabilities(features=CAP_NOCRC | CAP_STREAM_OPTS, max_segment=8192, reorder_segments=65536)
 PORT = 1000
 FIRST = 100  # number of the first peer
@@ -82,8 +85,10 @@ class Peers:
     """The other process. Asked in batches: each request is (time, peers to make, datagrams to them), the answer is (datagrams
     from them, connections accepted so far)."""
 
-    def __init__(self, hub_key: bytes) -> None:
+    def __init__(self, hub_key: bytes, relayed: bool) -> None:
+        """relayed: what is sent to the peers' own addresses is lost, and a beacon is here that knows them."""
         self._hub_key = hub_key
+        self._relayed = relayed
         self._peers: dict[Addr, Peer] = {}
         self._accepted = 0
 
@@ -93,9 +98,15 @@ class Peers:
         with contextlib.suppress(EOFError):
             while True:
                 now_ns, made, datagrams = pipe.recv()
-                out = [(address(node), self._make(node, now_ns)) for node in made]
+                out = []
+                for node in made:
+                    first = self._make(node, now_ns)
+                    out.append((BEACON, wire.Deliver(node, first).build()) if self._relayed else (address(node), first))
                 for data, to in datagrams:
-                    out += [(to, answer) for answer in self._input(self._peers[to], data, now_ns)]
+                    if to == BEACON:
+                        out += [(BEACON, answer) for answer in self._relay(data, now_ns)]
+                    elif not self._relayed:
+                        out += [(to, answer) for answer in self._input(self._peers[to], data, to, now_ns)]
                 pipe.send((out, self._accepted))
 
     def _make(self, node: int, now_ns: int) -> bytes:
@@ -103,12 +114,24 @@ class Peers:
         keys = exchange(node, Identity(node))
         peer = self._peers[address(node)] = Peer(engine(node, now_ns), keys)
         peer.engine.set_trusted(1, True)
-        peer.engine.set_path(1, HUB, False)
+        peer.engine.set_beacons([BEACON])
+        peer.engine.set_path(1, BEACON if self._relayed else HUB, self._relayed)
         keys.pin(1, self._hub_key)
         keys.want(1, now_ns / SECOND)
         return next(action.data for action in keys.take() if isinstance(action, SendRelay))
 
-    def _input(self, peer: Peer, data: bytes, now_ns: int) -> list[bytes]:
+    def _relay(self, data: bytes, now_ns: int) -> list[bytes]:
+        """What the beacon sends the node when that has come from it."""
+        if data[0] == wire.BeaconType.DISCOVER:
+            return [wire.DiscoverReply(HUB).build()]
+        if data[0] != wire.BeaconType.RELAY:
+            return []
+        target, frame = int.from_bytes(data[5:9], "big"), data[9:]
+        peer = self._peers[address(target)]
+        sent = self._input(peer, frame if peer.exchange else wire.Deliver(1, frame).build(), BEACON, now_ns)
+        return [wire.Deliver(target, answer[9:]).build() for answer in sent]
+
+    def _input(self, peer: Peer, data: bytes, sender: Addr, now_ns: int) -> list[bytes]:
         if peer.exchange and data[:3] == b"PIL" and data[3:4] in b"AK":
             peer.exchange.frame(data, HUB, False, 0, now_ns / SECOND)
             for action in peer.exchange.take():
@@ -117,7 +140,7 @@ class Peers:
                     peer.exchange = None
                     break
         elif not peer.exchange:
-            peer.engine.input(data, HUB, now_ns)
+            peer.engine.input(data, BEACON if sender == BEACON else HUB, now_ns)
         peer.engine.flush(now_ns)
         answers = [answer for answer, _ in peer.engine.output()]
         for event in peer.engine.events():
@@ -130,7 +153,7 @@ class Peers:
 class Hub:
     """The node that is measured. Use it in a with block: the peers' process ends with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, relayed: bool = False) -> None:
         self.now_ns = 100 * SECOND
         self.identity = Identity(1)
         self.engine = engine(1, self.now_ns)
@@ -147,9 +170,12 @@ class Hub:
         self.accepted = 0
         self._asked: list[int] = []
         self._pipe, theirs = multiprocessing.Pipe()
-        self._process = multiprocessing.Process(target=Peers(self.identity.public_key).serve, args=(theirs, self._pipe))
+        self._process = multiprocessing.Process(target=Peers(self.identity.public_key, relayed).serve, args=(theirs, self._pipe))
         self._process.start()
         theirs.close()
+        if relayed:
+            self.paths.set_beacons([BEACON], self.now)
+            self.pump()
 
     def __enter__(self) -> Hub:
         return self
@@ -230,18 +256,18 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def idle_peers(count: int, minutes: float) -> dict[str, float]:
+def idle_peers(count: int, minutes: float, relayed: bool) -> dict[str, float]:
     """bytes: of the node per peer. cpu_percent_per_1000: of one core."""
     nodes = range(FIRST, FIRST + count)
-    with Hub() as hub:
+    with Hub(relayed) as hub:
         before = resident()
         for at in range(0, count, 20):
             hub.meet(nodes[at : at + 20])
             hub.run(0.5)
         hub.run(120.0)  # what a new connection needs is over: races, path MTU, repeated frames
-        direct = sum(hub.paths.connected(node) for node in nodes)
-        if direct != count:
-            raise SystemExit(f"{count - direct} of {count} peers are not connected")
+        reached = sum(hub.paths.connected(node) for node in nodes)
+        if reached != count:
+            raise SystemExit(f"{count - reached} of {count} peers are not connected")
         size = resident() - before
         seconds, hub.datagrams, started = 60 * minutes, 0, time.process_time()
         hub.run(seconds)
@@ -278,7 +304,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="of virtual time")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    found = {"idle_peers": idle_peers(asked.peers, asked.minutes), "idle_connections": idle_connections(asked.connections)}
+    found = {
+        "idle_peers": idle_peers(asked.peers, asked.minutes, False),
+        "idle_relayed_peers": idle_peers(asked.peers, asked.minutes, True),
+        "idle_connections": idle_connections(asked.connections),
+    }
     for name, row in found.items():
         print(name.replace("_", " "), "  ".join(f"{key} {value:,.4g}" for key, value in row.items()))
     if asked.json:

@@ -723,27 +723,60 @@ static void resting(void) {
   pair_init(&p, &c);
   pair_join(&p, NULL, 0);
   for (unsigned i = 0; i < 2; i++) CHECK(pl_engine_set_trusted(p.n[i].e, p.n[!i].node, true) == PL_OK);
-  CHECK(pl_engine_set_resting(p.n[0].e, 4711, true) == PL_ENOENT);
+  CHECK(pl_engine_rest(p.n[0].e, 4711, PL_NEVER, p.now) == PL_ENOENT);
   pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[1].addr, false, 1, p.now);
   pair_run(&p, 30 * S);
   uint64_t since = p.now;
   pair_run(&p, 30 * S);
   CHECK(listed(&p, 0, since) == 1 && listed(&p, 0, p.now + 1) == 0 && listed(&p, 0, 0) == 1);
-  CHECK(pl_engine_set_resting(p.n[0].e, p.n[1].node, true) == PL_OK);
+  CHECK(pl_engine_rest(p.n[0].e, p.n[1].node, p.now + 22 * S, p.now) == PL_OK);
+  uint64_t sent = pair_peer(&p, 0).pkts_sent;
   pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[1].addr, false, 2, p.now);
-  pair_run(&p, S);
+  pair_run(&p, 21 * S);
   CHECK(pair_peer(&p, 0).last_recv_ns > since && listed(&p, 0, since) == 0 && listed(&p, 0, 0) == 1);
-  pair_run(&p, S / 2);
-  CHECK(pl_engine_send_datagram(p.n[1].e, 0, 0, 0, p.n[0].node, 5, (const uint8_t *)"x", 1, p.now) == PL_OK);
-  pair_run(&p, S);
+  CHECK(pair_peer(&p, 0).pkts_sent == sent + 1); /* whoever lets it rest pings it in time */
+  CHECK(pair_count(&p, 0, PL_EV_PEER_STIRRED) == 0);
+  pair_run(&p, S + S / 10);
+  CHECK(pair_count(&p, 0, PL_EV_PEER_STIRRED) == 1 && pair_last(&p, 0, PL_EV_PEER_STIRRED)->a == 0);
   CHECK(listed(&p, 0, since) == 1);
-  since = p.now + 1;
-  pair_run(&p, 3 * S);
-  CHECK(listed(&p, 0, since) == 0);
-  p.n[1].addr.port++; /* nothing reaches it any more */
-  pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[0].addr, false, 3, p.now);
+  for (unsigned way = 0; way < 2; way++) { /* a datagram from it, one to it */
+    CHECK(pl_engine_rest(p.n[0].e, p.n[1].node, PL_NEVER, p.now) == PL_OK);
+    CHECK(pl_engine_send_datagram(p.n[!way].e, 0, 0, 0, p.n[way].node, 5, (const uint8_t *)"x", 1, p.now) == PL_OK);
+    pair_run(&p, S);
+    CHECK(pair_count(&p, 0, PL_EV_PEER_STIRRED) == 2 + way && pair_last(&p, 0, PL_EV_PEER_STIRRED)->a == 1);
+    CHECK(pair_last(&p, 0, PL_EV_PEER_STIRRED)->node == p.n[1].node && listed(&p, 0, since) == 1);
+  }
+  CHECK(pl_engine_rest(p.n[0].e, p.n[1].node, PL_NEVER, p.now) == PL_OK);
+  CHECK(pl_engine_rest(p.n[0].e, p.n[1].node, 0, p.now) == PL_OK && listed(&p, 0, since) == 1);
+  pair_run(&p, 60 * S);
+  CHECK(pair_count(&p, 0, PL_EV_PEER_STIRRED) == 3);
+  CHECK(pl_engine_rest(p.n[0].e, p.n[1].node, PL_NEVER, p.now) == PL_OK);
+  CHECK(pl_engine_forget_peer(p.n[0].e, p.n[1].node, p.now) == PL_OK);
   pair_run(&p, S);
-  CHECK(listed(&p, 0, since) == 1);
+  CHECK(pair_count(&p, 0, PL_EV_PEER_STIRRED) == 4);
+  pair_free(&p);
+}
+
+/* Frames that were recorded are refused after a rest too, and the session goes on. */
+static void rest_keeps_the_window(void) {
+  pl_engine_cfg c = pair_cfg();
+  pair p;
+  pair_init(&p, &c);
+  pair_join(&p, NULL, 0);
+  for (unsigned i = 0; i < 2; i++) CHECK(pl_engine_set_trusted(p.n[i].e, p.n[!i].node, true) == PL_OK);
+  for (unsigned i = 0; i < 500; i++) {
+    CHECK(pl_engine_send_datagram(p.n[0].e, 0, 0, 0, p.n[1].node, 5, (const uint8_t *)"x", 1, p.now) == PL_OK);
+    pair_run(&p, MS);
+  }
+  uint64_t opened = pair_stats(&p, 1).opened_ok, failed = pair_stats(&p, 1).opened_fail;
+  CHECK(opened >= 500 && pl_engine_rest(p.n[1].e, p.n[0].node, PL_NEVER, p.now) == PL_OK);
+  pl_peer *peer = pl_peer_find(p.n[1].e, p.n[0].node);
+  CHECK(peer->cur->replay.newest->blocks == 2 && peer->cur->replay.n_live == 1);
+  uint64_t highest = peer->cur->replay.newest->highest;
+  for (uint64_t at = 1; at <= highest; at++) CHECK(pl_replay_check(&peer->cur->replay, peer->cur->replay.newest->prefix, at) == PL_EREPLAY);
+  CHECK(pl_engine_send_datagram(p.n[0].e, 0, 0, 0, p.n[1].node, 5, (const uint8_t *)"x", 1, p.now) == PL_OK);
+  pair_run(&p, MS * 100);
+  CHECK(pair_stats(&p, 1).opened_ok > opened && pair_stats(&p, 1).opened_fail == failed);
   pair_free(&p);
 }
 
@@ -861,6 +894,7 @@ int main(void) {
   restarted_elsewhere(true);
   keepalive();
   resting();
+  rest_keeps_the_window();
   clients();
   path_mtus();
   printf("test_engine: ok\n");

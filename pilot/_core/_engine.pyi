@@ -25,6 +25,7 @@ EV_CLIENT_OPEN: int
 EV_CLIENT_FRAME: int
 EV_CLIENT_CLOSED: int
 EV_PMTU: int
+EV_PEER_STIRRED: int
 EV_CLIENT_CONN: int
 DIAL_REFUSED: int
 DIAL_TIMEOUT: int
@@ -76,10 +77,10 @@ class EngineBase:
     def peer_info(self, node: int) -> dict[str, Any] | None:
         """Fields of pl_peer_info; `path` is Addr or None."""
     def peers(self, since_ns: int = 0) -> list[dict[str, Any]]:
-        """Fields of pl_peer_info of every peer that sent or received since then, all of them for 0. Of resting peers those only
-        with application traffic since then, or without an answer to what was sent last."""
-    def set_resting(self, node: int, resting: bool) -> None:
-        """Nobody wants to hear of the idle peer's pings and keepalives."""
+        """Fields of pl_peer_info of every peer that sent or received since then and does not rest, all of them for 0."""
+    def rest(self, node: int, until_ns: int) -> bool:
+        """Nobody wants to hear of the idle peer until then or until there is application traffic; EV_PEER_STIRRED tells. 0: it
+        rests no more. False if there is no such peer."""
     def listen(self, port: int, owner: int, client: int = 0, open_port: bool = False) -> None: ...
     def unlisten(self, port: int) -> None: ...
     def dial(

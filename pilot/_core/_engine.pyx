@@ -21,6 +21,7 @@ cdef extern from "loop_wait.h" nogil:
 EV_FRAME, EV_BEACON, EV_PEER_WANTED, EV_NO_SESSION, EV_SESSION_PROVED, EV_SESSION_BROKEN = range(1, 7)
 EV_PATH_SEEN, EV_PONG, EV_CONN_OPEN, EV_CONN_FAILED, EV_ACCEPT, EV_READABLE, EV_WRITABLE = range(7, 14)
 EV_CONN_CLOSED, EV_DATAGRAM, EV_CLIENT_OPEN, EV_CLIENT_FRAME, EV_CLIENT_CLOSED, EV_PMTU, EV_CLIENT_CONN = range(14, 21)
+EV_PEER_STIRRED = 21
 DIAL_REFUSED, DIAL_TIMEOUT, DIAL_NO_KEY = 1, 2, 3
 CAP_NOCRC, CAP_STREAM_OPTS = 1, 2
 OWNER_NONE, OWNER_APP, OWNER_ECHO, OWNER_CLIENT = 0, 1, 2, 3
@@ -323,15 +324,16 @@ cdef class EngineBase:
         finally:
             free(rows)
 
-    def set_resting(self, uint32_t node, bint resting):
+    def rest(self, uint32_t node, uint64_t until_ns):
         cdef uint64_t now
+        cdef pl_engine *e
         cdef int r
         self.check_open()
         with nogil:
-            r = pl_engine_set_resting(self.acquire(&now), node, resting)
+            e = self.acquire(&now)
+            r = pl_engine_rest(e, node, until_ns, now)
             self.release()
-        if r != PL_ENOENT:
-            check(r)
+        return r == PL_OK
 
     def listen(self, uint16_t port, int owner, uint32_t client=0, bint open_port=False):
         cdef uint64_t now

@@ -180,7 +180,7 @@ cdef extern from "engine.h" nogil:
     int pl_engine_send_raw(pl_engine *e, const pl_addr *to, const uint8_t *data, size_t len)
     int pl_engine_peer_info(const pl_engine *e, uint32_t node, pl_peer_info *out)
     bint pl_engine_next_peer(const pl_engine *e, size_t *it, uint64_t since_ns, pl_peer_info *out)
-    int pl_engine_set_resting(pl_engine *e, uint32_t node, bint resting)
+    int pl_engine_rest(pl_engine *e, uint32_t node, uint64_t until_ns, uint64_t now_ns)
     int pl_engine_listen(pl_engine *e, uint16_t port, pl_owner owner, uint32_t client, bint open_port)
     int pl_engine_unlisten(pl_engine *e, uint16_t port)
     int64_t pl_engine_dial(pl_engine *e, uint16_t local_net, uint16_t remote_net, uint32_t node, uint16_t port,

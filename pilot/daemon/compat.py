@@ -152,7 +152,7 @@ class Compat:
         loop = asyncio.get_running_loop()
         shut_until = 0.0
         while not self.active:
-            await asyncio.sleep(LOOK_S)
+            await self._traversal.unrest(LOOK_S)
             self._traversal.suspect()
             if self._traversal.udp_silent and loop.time() >= shut_until:
                 await self._try_door(None)

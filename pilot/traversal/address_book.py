@@ -8,12 +8,12 @@ import base64
 import binascii
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pilot.errors import PilotError
 from pilot.traversal.nat import Scope, parse_addr, same_subnet, scope
 from pilot.traversal.peer_paths import Addresses
+from pilot.tunnel.packing import Plain, pack, unpack
 
 FRESH_S = 60.0
 KEPT_S = 3600.0
@@ -34,35 +34,32 @@ class RegistryClient(Protocol):
         """Reply of `resolve`: real_addr, lan_addrs, relay_only."""
 
 
-@dataclass(slots=True)
-class _Entry:
-    at: float  # when the answer came
-    tried: float  # when the last question failed
-    reply: Mapping[str, Any] | None
-    error: PilotError | None
+_FIELDS = ("public_key", "real_addr", "endpoint", "relay_only", "lan_addrs")  # of a reply; the others are nobody's concern here
+_TEXT_MAX, _TEXTS_MAX = 300, 16
 
 
 class _Cache:
-    """One registry command by node: coalesced, bounded, with the two ages."""
+    """One registry command by node: coalesced, bounded, with the two ages. Answers are packed: there is one for each peer."""
 
     def __init__(
         self, ask: Callable[[int], Awaitable[Mapping[str, Any]]], clock: Callable[[], float]
     ) -> None:
         self._ask = ask
         self._clock = clock
-        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._answers: dict[int, bytes] = {}  # when it came, and its fields; the oldest first
+        self._failures: OrderedDict[int, tuple[float, PilotError]] = OrderedDict()  # last question: when, why
         self._running: dict[int, asyncio.Task[Mapping[str, Any]]] = {}
 
     async def get(self, node: int, fresh: bool) -> Mapping[str, Any]:
         """The reply. fresh: not an older answer, unless the registry is out. Raises PilotError."""
         now = self._clock()
-        entry = self._entries.get(node)
-        if entry:
-            self._entries.move_to_end(node)
-            if entry.error and now - entry.tried < FAILED_S:
-                return self._kept(entry, now)
-            if entry.reply is not None and not entry.error and not fresh and now - entry.at < FRESH_S:
-                return entry.reply
+        failure = self._failures.get(node)
+        if failure and now - failure[0] < FAILED_S:
+            return self._kept(node, failure[1], now)
+        if not failure and not fresh and (state := self._answers.get(node)):
+            at, reply = _unpacked(state)
+            if now - at < FRESH_S:
+                return reply
         task = self._running.get(node)
         if not task:
             task = self._running[node] = asyncio.ensure_future(self._fetch(node))
@@ -71,13 +68,14 @@ class _Cache:
 
     def ask_again(self, node: int) -> None:
         """A failure is not held against the next question."""
-        entry = self._entries.get(node)
-        if entry:
-            entry.tried = float("-inf")
+        failure = self._failures.get(node)
+        if failure:
+            self._failures[node] = (float("-inf"), failure[1])
 
     def forget(self, node: int) -> None:
         """Drops what is cached."""
-        self._entries.pop(node, None)
+        self._answers.pop(node, None)
+        self._failures.pop(node, None)
 
     def cancel(self) -> None:
         """Ends questions under way."""
@@ -85,34 +83,61 @@ class _Cache:
             task.cancel()
 
     async def _fetch(self, node: int) -> Mapping[str, Any]:
-        entry = self._entries.get(node) or _Entry(float("-inf"), float("-inf"), None, None)
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                entry.reply = await self._ask(node)
-            entry.error = None
-            entry.at = self._clock()
+                reply = await self._ask(node)
+            self.forget(node)
+            state = self._answers[node] = _packed(reply, self._clock())
+            self._drop_old()
+            return _unpacked(state)[1]
         except TimeoutError:
-            entry.error = PilotError("timeout", "the registry does not answer", retryable=True)
-        except PilotError as error:
-            entry.error = error
+            error = PilotError("timeout", "the registry does not answer", retryable=True)
+        except PilotError as refused:
+            error = refused
             if error.code in ("not_found", "permission_denied"):
-                entry.reply = None  # an answer, not an outage: what was known is void
-        except OSError as error:
-            entry.error = PilotError(
-                "connection_failed", f"the registry cannot be reached: {error}", retryable=True
-            )
-        entry.tried = self._clock()
-        self._entries[node] = entry
-        self._entries.move_to_end(node)
-        if len(self._entries) > MAX_ENTRIES:
-            self._entries.popitem(last=False)
-        return self._kept(entry, entry.tried) if entry.error else entry.reply or {}
+                self._answers.pop(node, None)  # an answer, not an outage: what was known is void
+        except OSError as broken:
+            error = PilotError("connection_failed", f"the registry cannot be reached: {broken}", retryable=True)
+        now = self._clock()
+        self._failures[node] = (now, error)
+        self._failures.move_to_end(node)
+        if len(self._failures) > MAX_ENTRIES:
+            self._failures.popitem(last=False)
+        return self._kept(node, error, now)
 
-    def _kept(self, entry: _Entry, now: float) -> Mapping[str, Any]:
-        if entry.reply is not None and now - entry.at < KEPT_S:
-            return entry.reply
-        assert entry.error
-        raise entry.error
+    def _kept(self, node: int, error: PilotError, now: float) -> Mapping[str, Any]:
+        state = self._answers.get(node)
+        if state:
+            at, reply = _unpacked(state)
+            if now - at < KEPT_S:
+                return reply
+        raise error
+
+    def _drop_old(self) -> None:
+        """What nobody may use any more, two at a time, and what is too many."""
+        for _ in range(2):
+            node, state = next(iter(self._answers.items()))
+            if len(self._answers) <= MAX_ENTRIES and self._clock() - _unpacked(state)[0] < KEPT_S:
+                return
+            del self._answers[node]
+
+
+def _packed(reply: Mapping[str, Any], at: float) -> bytes:
+    return pack((at, *(_plain(reply.get(field)) for field in _FIELDS)))
+
+
+def _unpacked(state: bytes) -> tuple[float, dict[str, Any]]:
+    at, *values = unpack(state)
+    return at, dict(zip(_FIELDS, values, strict=True))
+
+
+def _plain(value: object) -> Plain:
+    """A value of a registry's reply as far as it makes sense in one of the fields."""
+    if isinstance(value, list):
+        return tuple(text[:_TEXT_MAX] for text in value[:_TEXTS_MAX] if isinstance(text, str) and text.isascii())
+    if isinstance(value, str):
+        return value[:_TEXT_MAX] if value.isascii() else None
+    return value if isinstance(value, bool) else None
 
 
 class AddressBook:

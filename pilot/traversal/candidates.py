@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -110,16 +110,16 @@ class Candidate:
         return True
 
     def packed(self, now: float) -> tuple[Plain, ...] | None:
-        """All there is to know, for `unpacked`; None while probes are planned or may still be answered."""
-        if self.due or (self.waiting and now - self.last_sent < LATE_S):
+        """All there is to know, for `unpacked`; None while probes are planned. Those that nobody can answer now are left out."""
+        if self.due:
             return None
-        waiting = tuple(self.waiting.items()) if self.answered else ()
+        waiting = tuple(self.waiting.items()) if self.answered or now - self.last_sent < LATE_S else ()
         times = short((self.added, self.last_sent, self.last_pong, self.commanded))
         flags = self.relay | self.punched << 1 | self.dead << 2
         return (*self.addr, flags, int(self.sources), self.sent, self.detours, self.srtt, self.rttvar, waiting, *times)
 
     @classmethod
-    def unpacked(cls, state: tuple[Any, ...]) -> Candidate:
+    def unpacked(cls, state: Sequence[Any]) -> Candidate:
         """The candidate that `packed` saw."""
         host, port, flags, sources, sent, detours, srtt, rttvar, waiting, *times = state
         out = cls((host, port), bool(flags & 1), Source(sources), NEVER)
@@ -179,21 +179,25 @@ class CandidateSet:
         return iter(list(self._all.values()))
 
     def packed(self, now: float) -> tuple[tuple[Plain, ...], ...] | None:
-        """The candidates in order, without the beacons; None while one of them is being probed."""
+        """The candidates in order, without the beacons; None while one of them is to be probed."""
         out = tuple(p for c in self._all.values() if (p := c.packed(now)))
         return out if len(out) == len(self._all) else None
 
     @classmethod
-    def unpacked(cls, state: tuple[tuple[Any, ...], ...]) -> CandidateSet:
+    def unpacked(cls, state: Sequence[Sequence[Any]]) -> CandidateSet:
         """The set that `packed` saw. Follow with `set_beacons`."""
         out = cls()
         for candidate in map(Candidate.unpacked, state):
             out._all[candidate.addr, candidate.relay] = candidate
         return out
 
-    def find(self, addr: Addr, relay: bool) -> Candidate | None:
-        """The candidate for an address."""
-        return self._all.get((addr, relay))
+    def place(self, candidate: Candidate) -> int:
+        """Where in the order a candidate is."""
+        return list(self._all).index((candidate.addr, candidate.relay))
+
+    def at(self, place: int) -> Candidate:
+        """The candidate at a place of the order."""
+        return list(self._all.values())[place]
 
     def direct(self) -> list[Candidate]:
         """Those that need no beacon."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pilot._core import EngineBase, Event
+from pilot._core import EV_PEER_WANTED, EngineBase, Event
 from pilot.errors import PilotError
 from pilot.traversal import discovery as disc
 from pilot.traversal.address_book import AddressBook, RegistryClient
@@ -27,7 +27,7 @@ from pilot.traversal.nat import NatType, parse_addr, show
 from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
 from pilot.traversal.peer_paths import PeerPaths
-from pilot.tunnel.exchange import KeyExchange
+from pilot.tunnel.exchange import WANT_S, KeyExchange
 from pilot.tunnel.key_life import CHECK_EVERY_S, KeyLife
 from pilot.tunnel.own_key import Identity
 from pilot.wire.frames import Capabilities
@@ -87,6 +87,7 @@ class Traversal:
         self._endpoint_waiters: set[asyncio.Future[Addr]] = set()
         self._failures: dict[int, PilotError] = {}
         self._key_life = KeyLife(config.clock(), self._moved())
+        self._unrest = asyncio.Event()
         self._running = False
         self._started = 0.0
         self._udp_beacons: list[Addr] = []  # what the names mean
@@ -145,6 +146,8 @@ class Traversal:
         """Takes an event of the data plane. False if it is not for traversal."""
         if not self._running:
             return False
+        if event.type == EV_PEER_WANTED:
+            self._unrest.set()
         taken = self.paths.handle(event, self._clock())
         if taken:
             self._wake(event.node)
@@ -155,8 +158,7 @@ class Traversal:
 
     def peer_wanted(self, node: int) -> None:
         """A session and a path to `node` will be needed: starts at once, returns at once."""
-        self.paths.want(node, self._clock())
-        self._arm()
+        self._want(node)
 
     async def connect(self, node: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """Returns when the session with `node` is proved and a path answers.
@@ -168,8 +170,7 @@ class Traversal:
         if node == 0 or node == self._discovery.node:
             raise PilotError("invalid_argument", "a node cannot connect to itself")
         self._failures.pop(node, None)
-        self.paths.want(node, self._clock(), timeout)
-        self._arm()
+        self._want(node, timeout)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(node, set()).add(waiter)
         try:
@@ -236,7 +237,11 @@ class Traversal:
 
     def want(self, node: int) -> None:
         """A stream to `node` was opened without connect()."""
-        self.paths.want(node, self._clock())
+        self._want(node)
+
+    def _want(self, node: int, hold: float = WANT_S) -> None:
+        self._unrest.set()
+        self.paths.want(node, self._clock(), hold)
         self._arm()
 
     def prefer_direct(self, node: int) -> None:
@@ -379,6 +384,14 @@ class Traversal:
             await self.refresh_beacons()
         return list(self._udp_beacons)
 
+    async def unrest(self, pause: float) -> None:
+        """For those who watch over the beacons: returns when there may be something to see, `pause` seconds after it began or
+        after the last call. That is while their answers are missing, or a peer that is wanted is not reached."""
+        if not (self._discovery.uneasy or self.paths.in_trouble(self._clock())):
+            self._unrest.clear()
+            await self._unrest.wait()
+        await asyncio.sleep(pause)
+
     def suspect(self) -> None:
         """Asks the beacons whether they are there if a peer that is wanted cannot be reached by any path. Cheap."""
         now = self._clock()
@@ -513,6 +526,8 @@ class Traversal:
         self._timer = None
         try:
             self.paths.tick(self._clock())
+            if self._discovery.uneasy:
+                self._unrest.set()
         finally:
             self._arm()
         for node in list(self._waiters):

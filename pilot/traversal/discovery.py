@@ -158,6 +158,11 @@ class Discovery:
         return self._probe.running
 
     @property
+    def uneasy(self) -> bool:
+        """Every beacon has left a question unanswered: they may be silent in a moment."""
+        return all(b.asked > 1 for b in self._beacons.values())
+
+    @property
     def silent(self) -> bool:
         """Every beacon has left several questions in a row unanswered."""
         return bool(self._beacons) and all(b.asked >= SILENT_MISSES for b in self._beacons.values())

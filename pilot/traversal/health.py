@@ -9,6 +9,7 @@ NAT mappings (RFC 4787 allows two minutes, real ones 30 s), more often after one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Health:
     idle_s: float = IDLE_S
     busy_until: float = NEVER
     suspect_until: float = NEVER  # the network changed: fewer missing answers are enough
-    unheard_since: float = NEVER  # the first probe, of any path, that was followed by no frame of the peer
+    unheard_since: float = NEVER  # the first probe with a right to an answer that was followed by no frame of the peer
     _looked_at: float = NEVER
     _at: float = NEVER
     _packets: int = 0
@@ -52,24 +53,25 @@ class Health:
         return now < self.busy_until
 
     def packed(self, now: float) -> tuple[Plain, ...] | None:
-        """For `unpacked`; None while there is traffic, a doubt about the path, or a probe that no frame has followed."""
-        if self.busy(now) or self.suspect_until > now or self.unheard_since > NEVER:
+        """For `unpacked`; None while there is traffic or a doubt about the path."""
+        if self.busy(now) or self.suspect_until > now:
             return None
-        return (None if self.idle_s == IDLE_S else self.idle_s, self._packets, self._probes, *short((self._looked_at, self._at)))
+        times = short((self._looked_at, self._at, self.unheard_since))
+        return (None if self.idle_s == IDLE_S else self.idle_s, self._packets, self._probes, *times)
 
     @classmethod
-    def unpacked(cls, state: tuple[Any, ...]) -> Health:
+    def unpacked(cls, state: Sequence[Any]) -> Health:
         """What `packed` saw."""
         idle_s, packets, probes, *times = state
         out = cls(idle_s or IDLE_S)
         out._packets, out._probes = packets, probes
-        out._looked_at, out._at = long(times)
+        out._looked_at, out._at, out.unheard_since = long(times)
         return out
 
-    def probe_sent(self, now: float) -> None:
-        """Own probes are no traffic."""
+    def probe_sent(self, now: float, awaited: bool) -> None:
+        """Own probes are no traffic. awaited: an answer is to be expected, if the peer is there."""
         self._probes += 1
-        if self.unheard_since == NEVER:
+        if awaited and self.unheard_since == NEVER:
             self.unheard_since = now
 
     def gone(self, now: float, last_recv: float) -> bool:

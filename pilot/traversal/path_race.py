@@ -11,7 +11,7 @@ from typing import Self
 from pilot.traversal.candidates import Candidate, CandidateSet, Tier, better
 from pilot.traversal.decisions import RELAY, Addr, Step
 from pilot.traversal.health import GONE_S, Health
-from pilot.traversal.nat import NatType, Scope, scope, show
+from pilot.traversal.nat import NAT_CODES, NatType, Scope, scope, show
 from pilot.traversal.path_actions import AskAddresses, CheckBeacons, PathAction, Phase, Probe, SetPath
 from pilot.traversal.punching import Punching
 from pilot.traversal.story import Story, kind_of, punch_failure
@@ -118,40 +118,46 @@ class PathRace:
     # ---- sleep ----
 
     def packed(self, now: float) -> bytes | None:
-        """All of the machine that outlives a quiet time, in a tenth of its memory; None unless a direct path answers and nothing
-        but the next probe of it is due. Wake it with `unpacked` before any input, at the latest at `deadline()`."""
+        """All of the machine that outlives a quiet time, in a tenth of its memory; None unless a path answers and nothing is due
+        but the next probe of it or the next look for a better one. Wake it with `unpacked` before any input, at the latest at
+        `deadline()`."""
         path = self.active
-        if not self.session or not path or path.relay or not path.answered or path.waiting or self.wanted_until >= now:
+        if not self.session or not path or not path.answered or path.waiting:
             return None
-        if (self._race_from, self._relay_at, self._retry_at) != (None, None, None) or self._suspended > now:
+        if self._race_from is not None or self._relay_at is not None or self._suspended > now or self._out or self.story.fresh:
             return None
-        if self._out or self.story.fresh:
-            return None
-        parts = (self._ways.packed(now), self._punching.packed(), self.health.packed(now))
-        if None in parts:
+        ways, punching, health = self._ways.packed(now), self._punching.packed(), self.health.packed(now)
+        if ways is None or punching is None or health is None:
             return None
         flags = self._addressed | self.relay_only << 1
-        times = short((self._asked_at, self._died_idle, self._now, self._tokens_at, self.lost_at))
-        own = (path.addr, flags, self._tokens, self._retries, self._doubted, self.peer_nat.value, *times)
-        return pack((own, self.story.packed(), *parts))
+        times = short((self._asked_at, self._died_idle, self._now, self._tokens_at, self.lost_at, self.wanted_until))
+        numbers = (flags, self._tokens, self._retries, self._retry_at, self._doubted, NAT_CODES.index(self.peer_nat))
+        own = (self._ways.place(path), *numbers, *times)
+        return bytes((path.relay,)) + pack((own, self.story.packed(), ways, punching, health))
+
+    @staticmethod
+    def packed_relayed(data: bytes) -> bool:
+        """Whether the path of a packed machine is one through a beacon."""
+        return data[0] == 1
 
     @classmethod
     def unpacked(
         cls, data: bytes, node: int, relays: Sequence[tuple[Addr, float | None]], *, token: Callable[[], int], hidden: bool
     ) -> Self:
-        """The machine that `packed` saw, but for `own_nat`. relays: the beacons that are usable now, as in `set_relays`."""
-        own, story, ways, punching, health = unpack(data)
+        """The machine that `packed` saw, but for `own_nat`. relays: the beacons that are usable now, as in `set_relays`; one
+        whose path goes through a beacon has to be awake when they change."""
+        own, story, ways, punching, health = unpack(memoryview(data)[1:])
         out = cls(node, token=token, hidden=hidden)
-        addr, flags, out._tokens, out._retries, out._doubted, peer_nat, *times = own
-        out._asked_at, out._died_idle, out._now, out._tokens_at, out.lost_at = long(times)
+        place, flags, out._tokens, out._retries, out._retry_at, out._doubted, peer_nat, *times = own
+        out._asked_at, out._died_idle, out._now, out._tokens_at, out.lost_at, out.wanted_until = long(times)
         out._addressed, out.relay_only = bool(flags & 1), bool(flags & 2)
-        out.peer_nat = NatType(peer_nat)
+        out.peer_nat = NAT_CODES[peer_nat]
         out.session = True
         out.story = Story.unpacked(node, story)
         out.health = Health.unpacked(health)
         out._punching = Punching.unpacked(punching)
         out._ways = CandidateSet.unpacked(ways)
-        out.active = out._ways.find(addr, False)
+        out.active = out._ways.at(place)
         out._ways.set_beacons(dict(relays), out.active, out._now)
         return out
 
@@ -341,5 +347,5 @@ class PathRace:
     def _probe(self, candidate: Candidate, now: float) -> None:
         token = self._token()
         candidate.probed(token, now)
-        self.health.probe_sent(now)
+        self.health.probe_sent(now, candidate is self.active or candidate.answered or self.active is None)
         self._out.append(Probe(candidate.addr, candidate.relay, token))

@@ -19,6 +19,7 @@ from pilot.traversal.machines import Machines
 from pilot.traversal.nat import NAT_CODES, NatType
 from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
+from pilot.traversal.punching import ANSWER_S
 from pilot.tunnel import actions as key
 from pilot.tunnel import proof
 from pilot.tunnel.exchange import KeyExchange
@@ -27,6 +28,7 @@ from pilot.tunnel.packing import NEVER
 from pilot.wire import beacon as wire
 from pilot.wire.frames import PILP, Capabilities
 
+SWEEP_S = 0.5
 RELAYS = 2  # beacons that get a copy of each key exchange frame
 PUNCH_MEMORY_S = 5.0
 TOKEN_BIT = 1 << 63  # probe tokens of the path machines; others may use the lower half
@@ -73,7 +75,9 @@ class PeerActions:
         self._punches: deque[tuple[Addr, float]] = deque(maxlen=32)  # commands that no machine claimed
         self._punch_rate: RateLimit[str] = RateLimit(20.0, 40.0, 1)
         self._hint_rate: RateLimit[str] = RateLimit(20.0, 40.0, 1)
-        self._sweep_at = self._sweep_all_at = NEVER
+        self._asked: dict[int, float] = {}  # punches lately, oldest first
+        self._stirred: set[int] = set()  # machines that traffic keeps awake
+        self._sweep_at = self._sweep_all_at = NEVER  # while no machine is awake they may be long past
 
     # ---- machines ----
 
@@ -81,7 +85,7 @@ class PeerActions:
         machine = self._machines.find(node)
         if not machine:
             machine = self._machines.make(node, now)
-            self._sweep_at = max(self._sweep_at, now)
+            self._sweep_soon(now)
             self._questions.ask_addresses(node, False)
         return machine
 
@@ -89,6 +93,11 @@ class PeerActions:
         """The machine, made if need be, with its actions due."""
         self._dirty[node] = None
         return self._machine(node, now)
+
+    def _sweep_soon(self, now: float) -> None:
+        """A machine is awake whose traffic has to be watched."""
+        if not now - SWEEP_S <= self._sweep_at <= now + SWEEP_S:
+            self._sweep_at = now + SWEEP_S
 
     def _next_token(self) -> int:
         self._tokens += 1
@@ -100,6 +109,13 @@ class PeerActions:
         if machine and machine.session:
             machine.session_gone(now)
             self._dirty[node] = None
+
+    def _awaiting_punch(self, now: float) -> list[int]:
+        """The peers with whom a beacon was asked to arrange a punch, and that are not reached directly."""
+        while self._asked and now - next(iter(self._asked.values())) >= ANSWER_S:
+            del self._asked[next(iter(self._asked))]
+        machines = (self._machines.look(node) for node in self._asked)
+        return [m.node for m in machines if m and m.phase is not Phase.IDLE and m.awaits_punch(now)]
 
     def _claim_punches(self, machine: PathMachine, now: float) -> None:
         """A punch command may come before we know who the peer is."""
@@ -125,13 +141,13 @@ class PeerActions:
                 self._do_discovery(found, now)
             nodes, self._dirty = self._dirty, {}
             for node in nodes:
-                machine = self._machines.find(node)
+                machine = self._machines.if_awake(node)
                 if machine:
                     self._do_path(machine, now)
 
     def _do_exchange(self, action: key.Action, now: float) -> None:
         if isinstance(action, key.SendDirect):
-            machine = self._machines.find(action.node)
+            machine = self._machines.look(action.node)
             for addr in machine.direct_targets(now) if machine else ():
                 self._send(addr, action.data)
         elif isinstance(action, key.SendTo):
@@ -187,7 +203,7 @@ class PeerActions:
         self._claim_punches(machine, now)
 
     def _probe_key(self, action: key.ProbeKey) -> None:
-        machine = self._machines.find(action.node)
+        machine = self._machines.look(action.node)
         way = machine.active if machine else None
         if action.addr and not self._hidden:
             self._probe(action.node, action.addr, False, 0)
@@ -202,7 +218,7 @@ class PeerActions:
             self._send(action.addr, action.data)
             return
         if isinstance(action, disc.BeaconsChanged):
-            for machine in self._machines.awake():
+            for machine in self._machines.without_direct():
                 machine.set_relays(self.discovery.usable(), now)
                 self._dirty[machine.node] = None
         elif isinstance(action, disc.NatChanged):
@@ -230,6 +246,8 @@ class PeerActions:
             elif isinstance(action, act.PunchTo):
                 self._punch(action.addr)
             elif isinstance(action, act.RequestPunch):
+                self._asked.pop(machine.node, None)
+                self._asked[machine.node] = now
                 for beacon, _ in self.discovery.usable()[:RELAYS]:
                     self._send(beacon, wire.punch_request(self._node, machine.node))
             elif isinstance(action, act.ExchangeAgain):
@@ -241,7 +259,10 @@ class PeerActions:
             else:
                 self._tell(action.decision)
         if self._machines.settle(machine, now):
+            self._stirred.discard(machine.node)
             self.exchange.rest(machine.node, now)
+        elif machine.session:
+            self._sweep_soon(now)
 
     def _end_streams(self, node: int, key_id: int, text: str, now: float) -> None:
         with suppress(CoreError):  # the data plane has forgotten the peer, and its streams with it

@@ -19,6 +19,7 @@ from pilot._core import (
     EV_FRAME,
     EV_NO_SESSION,
     EV_PATH_SEEN,
+    EV_PEER_STIRRED,
     EV_PEER_WANTED,
     EV_PONG,
     EV_SESSION_BROKEN,
@@ -31,13 +32,12 @@ from pilot.traversal.decisions import Addr
 from pilot.traversal.nat import may_punch
 from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
-from pilot.traversal.peer_actions import TOKEN_BIT, PeerActions
+from pilot.traversal.peer_actions import SWEEP_S, TOKEN_BIT, PeerActions
 from pilot.tunnel.exchange import WANT_S
 from pilot.tunnel.packing import NEVER
 from pilot.wire import beacon as wire
 from pilot.wire.frames import PILP
 
-SWEEP_S = 0.5
 LATELY_S = 2.5  # a sweep sees the peers with traffic since then
 SWEEP_ALL_S = 10.0  # a sweep of all peers; slower in proportion beyond SWEEP_PEERS
 SWEEP_PEERS = 4000
@@ -64,7 +64,7 @@ class PeerPaths(PeerActions):
         self.exchange.set_node(node)
         self.discovery.set_node(node, now)
         self.discovery.tick(now)
-        for machine in self._machines.awake():
+        for machine in self._machines.without_direct():
             machine.known_again(now)
             self._dirty[machine.node] = None
         self.flush(now)
@@ -96,8 +96,8 @@ class PeerPaths(PeerActions):
         self.want(node, now)
 
     def machine(self, node: int) -> PathMachine | None:
-        """The path machine of a peer, None if there was no reason for one yet."""
-        return self._machines.find(node)
+        """The path machine of a peer to look at, None if there was no reason for one yet."""
+        return self._machines.look(node)
 
     def sleeps(self, node: int) -> bool:
         """Nothing is expected of the peer but the answer to the next probe."""
@@ -109,7 +109,7 @@ class PeerPaths(PeerActions):
 
     def direct_ends(self, limit: int) -> list[Addr]:
         """Addresses of peers that are reached directly, at most `limit`."""
-        infos = map(self._plane.peer_info, filter(self._machines.asleep, self._machines.nodes()))
+        infos = map(self._plane.peer_info, self._machines.asleep_direct())
         ends = itertools.chain(
             (m.active.addr for m in self._machines.awake() if m.active and m.phase is Phase.DIRECT),
             (info["path"] for info in infos if info and info["path"]),
@@ -119,7 +119,7 @@ class PeerPaths(PeerActions):
     def connected(self, node: int) -> bool:
         """The session is proved and the active path answers."""
         answers = self._machines.asleep(node)
-        if not answers and (machine := self._machines.find(node)):
+        if not answers and (machine := self._machines.if_awake(node)):
             answers = machine.active is not None and machine.active.answered
         return answers and self.exchange.is_proved(node)
 
@@ -190,12 +190,14 @@ class PeerPaths(PeerActions):
                 else:
                     touched.seen(event.addr, event.relayed, now)
         elif kind == EV_PONG:
-            machine = self._machines.find(event.node)
             if not event.a & TOKEN_BIT:
                 return False
+            machine = self._machines.find(event.node)
             if machine:
                 machine.pong(event.a, event.relayed, event.b / 1e9, now)
                 self._dirty[event.node] = None
+        elif kind == EV_PEER_STIRRED:
+            self._on_stirred(event.node, bool(event.a), now)
         else:
             return False
         self.flush(now)
@@ -206,7 +208,7 @@ class PeerPaths(PeerActions):
     def deadline(self) -> float | None:
         """When `tick` has something to do; None for never."""
         times = [self.exchange.deadline(), self.discovery.deadline(), self._machines.timers.earliest()]
-        if self._machines:
+        if self._machines.any_awake:
             times.append(self._sweep_at)
         return min((t for t in times if t is not None), default=None)
 
@@ -215,28 +217,34 @@ class PeerPaths(PeerActions):
         self.exchange.tick(now)
         self.discovery.tick(now)
         for node in list(self._machines.timers.due(now)):
-            machine = self._machines.find(node)
+            machine = self._machines.if_awake(node)
             if machine:
                 machine.tick(now)
                 self._dirty[node] = None
-        if self._machines and self._sweep_at <= now:
+        if self._machines.any_awake and self._sweep_at <= now:
             self._sweep(now)
         self.flush(now)
 
     def _sweep(self, now: float) -> None:
-        """Shows the machines their traffic. From time to time all that are awake, and drops what the data plane has dropped."""
-        every = self._sweep_all_at <= now
-        self._sweep_at = now + SWEEP_S
-        if every:
-            awake = self._machines.awake()
+        """Shows the machines that are awake their traffic. From time to time it drops what the data plane has dropped."""
+        awake = self._machines.awake()
+        if self._sweep_all_at <= now:
             self._sweep_all_at = now + SWEEP_ALL_S * max(1.0, len(awake) / SWEEP_PEERS)
             for machine in awake:
                 self._sweep_one(machine, self._plane.peer_info(machine.node), now)
-            return
-        for info in self._plane.peers(max(1, int((now - LATELY_S) * 1e9))):
-            found = self._machines.find(info["node"])
-            if found:
-                self._sweep_one(found, info, now)
+        else:
+            quiet, self._stirred = self._stirred, set()
+            for info in self._plane.peers(max(1, int((now - LATELY_S) * 1e9))):
+                found = self._machines.if_awake(info["node"])
+                if found:
+                    self._stirred.add(found.node)
+                    self._sweep_one(found, info, now)
+            for node in quiet - self._stirred:  # it may sleep, if not now then a little later
+                found = self._machines.if_awake(node)
+                if found and found.active and found.active.answered:
+                    self._stirred.add(node)
+                    self._dirty[node] = None
+        self._sweep_at = now + SWEEP_S if any(machine.session for machine in awake) else self._sweep_all_at
 
     def _sweep_one(self, machine: PathMachine, info: dict[str, Any] | None, now: float) -> None:
         node = machine.node
@@ -257,11 +265,20 @@ class PeerPaths(PeerActions):
 
     # ---- input ----
 
+    def _on_stirred(self, node: int, traffic: bool, now: float) -> None:
+        """A sleeping machine is due, or has traffic to watch."""
+        machine = self._machines.find(node)
+        if machine and traffic:
+            self._stirred.add(node)
+            self._sweep_soon(now)
+        elif machine:
+            self._dirty[node] = None
+
     def _on_frame(self, data: bytes, addr: Addr, relayed: bool, claimed: int, now: float) -> None:
         if data[:4] != PILP:
             self.exchange.frame(data, addr, relayed, claimed, now)
         elif self._hint_rate.take("", now):
-            for machine in self._machines.awake():
+            for machine in self._machines.without_direct(addr[0]):
                 if machine.phase not in (Phase.DIRECT, Phase.IDLE) and machine.knows_host(addr[0]):
                     machine.hint(addr, now)
                     self._dirty[machine.node] = None
@@ -283,10 +300,11 @@ class PeerPaths(PeerActions):
         about."""
         if self._hidden or not may_punch(target, beacon) or not self._punch_rate.take("", now):
             return
-        trying = [m for m in self._machines.awake() if m.phase not in (Phase.DIRECT, Phase.IDLE)]
+        trying = [m for m in self._machines.without_direct(target[0]) if m.phase not in (Phase.DIRECT, Phase.IDLE)]
         there = [m for m in trying if m.knows_host(target[0])]
-        asked = [m for m in trying if m.awaits_punch(now)]
-        chosen = [m for m in there if m in asked] or there or (asked if len(asked) == 1 else [])
+        asked = self._awaiting_punch(now)
+        only = self._machines.find(asked[0]) if len(asked) == 1 and not there else None
+        chosen = [m for m in there if m.node in asked] or there or ([only] if only else [])
         for machine in chosen[:4]:
             machine.punch_command(target, now)
             self._dirty[machine.node] = None

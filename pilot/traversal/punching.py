@@ -9,6 +9,8 @@ know the peer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pilot.traversal.candidates import Candidate, Source
 from pilot.traversal.nat import Scope, scope
 from pilot.tunnel.packing import NEVER, long, short
@@ -57,7 +59,7 @@ class Punching:
         return None if self._due or self._hold_until > NEVER else short((self.asked, self.commanded))
 
     @classmethod
-    def unpacked(cls, state: tuple[float | None, ...]) -> Punching:
+    def unpacked(cls, state: Sequence[float | None]) -> Punching:
         """What `packed` saw."""
         out = cls()
         out.asked, out.commanded = long(state)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pilot.traversal.candidates import Candidate, Source, Tier
-from pilot.traversal.decisions import DIRECT, LAN, PUNCHED, RELAY, Addr, Decision, Step, connected_text
+from pilot.traversal.decisions import CONNECTED_TEXT, DIRECT, LAN, PUNCHED, RELAY, Addr, Decision, Step, connected_text
 from pilot.traversal.nat import FILTERED, UNFILTERED, NatType, Scope, scope
 from pilot.tunnel.packing import Plain
 
@@ -61,18 +61,14 @@ class Story:
 
     def packed(self) -> tuple[Plain, ...]:
         """For `unpacked`: the history and what is needed to go on with it."""
-        return (
-            self._told,
-            self.punch_arranged,
-            tuple((d.at, d.step.value, d.text, d.kind, d.addr, d.rtt_ms, d.overhead_ms) for d in self.history),
-        )
+        return (self._told, self.punch_arranged, tuple(_packed(decision) for decision in self.history))
 
     @classmethod
-    def unpacked(cls, node: int, state: tuple[Any, ...]) -> Story:
+    def unpacked(cls, node: int, state: Sequence[Any]) -> Story:
         """What `packed` saw."""
         out = cls(node)
         out._told, out.punch_arranged, history = state
-        out.history = [Decision(at, node, Step(step), *rest) for at, step, *rest in history]
+        out.history = [_unpacked(node, *row) for row in history]
         return out
 
     def tell(
@@ -143,6 +139,29 @@ class Story:
         """A new connect: everything is told again."""
         self._told = ""
         self.punch_arranged = False
+
+
+_STEPS = tuple(Step)
+_KINDS = ("", *CONNECTED_TEXT)
+_OPENINGS = (  # of the texts that most peers' stories are made of
+    "Trying direct... failed (",
+    "Trying hole-punch... failed (",
+    "Falling back to relay...",
+    *(f"{text} (encrypted, " for text in CONNECTED_TEXT.values()),
+)
+
+
+def _packed(told: Decision) -> tuple[Plain, ...]:
+    opening = next((i for i, words in enumerate(_OPENINGS) if told.text.startswith(words)), None)
+    text = told.text if opening is None else told.text[len(_OPENINGS[opening]) :]
+    return (told.at, _STEPS.index(told.step), opening, text, _KINDS.index(told.kind), told.addr, told.rtt_ms, told.overhead_ms)
+
+
+def _unpacked(
+    node: int, at: float, step: int, opening: int | None, text: str, kind: int, addr: list[Any] | None, *measured: float | None
+) -> Decision:
+    text = text if opening is None else _OPENINGS[opening] + text
+    return Decision(at, node, _STEPS[step], text, _KINDS[kind], (addr[0], addr[1]) if addr else None, *measured)
 
 
 def _attempts(n: int) -> str:

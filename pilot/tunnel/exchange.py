@@ -89,6 +89,7 @@ class KeyExchange:
         self._accept_era1 = accept_era1
         self._node = 0
         self._private = random(32)
+        self._rotations = 0
         self._own: OwnKey | None = None
         self._rotated_at = NEVER
         self._rollovers: deque[int] = deque()
@@ -281,6 +282,7 @@ class KeyExchange:
             return False
         self._rotated_at = self._rollover_at = now
         self._private = self._random(32)
+        self._rotations += 1
         self._renew()
         self._rollovers.extend(self._peers.with_session())
         return True
@@ -349,7 +351,7 @@ class KeyExchange:
         if not relayed:
             self._out.append(AddressHint(peer.node, addr))
         for known in (peer.live, peer.pending):
-            if known and known.public == pila.x25519 and known.own == self._own.public:
+            if known and known.public == pila.x25519 and known.own == self._rotations:
                 self._same_key(peer, known, pila, addr, relayed, now)
                 return
         if peer.is_old(pila.x25519, now):
@@ -430,7 +432,7 @@ class KeyExchange:
             key, key_id = self._own.agree(public)
         except ValueError:
             return None
-        return Session(public, self._own.public, key, key_id, now, caps)
+        return Session(public, self._rotations, key, key_id, now, caps)
 
     def _era1(self, session: Session) -> bytes | None:
         """The session's key of era 1; None if the peer announces what no node of that era has."""
@@ -443,7 +445,7 @@ class KeyExchange:
 
     def _roll_over(self, node: int, now: float) -> None:
         peer = self._peers.find(node)
-        if not peer or not peer.live or not self._own or peer.live.own == self._own.public:
+        if not peer or not peer.live or not self._own or peer.live.own == self._rotations:
             return
         session = self._agree(peer.live.public, peer.live.caps, now)
         if session:

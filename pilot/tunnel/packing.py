@@ -1,25 +1,28 @@
-"""State that rests, as one bytes object. It never leaves the process."""
+"""State that rests, as one bytes object (msgpack). It never leaves the process."""
 
 from __future__ import annotations
 
-import marshal
 from collections.abc import Iterable
 from typing import Any
+
+import msgspec.msgpack
 
 Plain = bytes | str | int | float | tuple[Any, ...] | None
 
 NEVER = float("-inf")
 
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple).decode
+
 
 def pack(state: tuple[Plain, ...]) -> bytes:
-    """For `unpack`."""
-    return bytes(memoryview(marshal.dumps(state)))  # a copy: the original was cut from a larger block and leaves a hole
+    """For `unpack`. Integers have 64 bits at most."""
+    return bytes(memoryview(_encode(state)))  # a copy: the original was cut from a larger block and leaves a hole
 
 
-def unpack(data: bytes) -> tuple[Any, ...]:
-    """What was packed."""
-    state: tuple[Any, ...] = marshal.loads(data)
-    return state
+def unpack(data: bytes | memoryview) -> tuple[Any, ...]:
+    """What was packed; the tuples in it have become lists."""
+    return _decode(data)
 
 
 def short(times: Iterable[float]) -> tuple[float | None, ...]:

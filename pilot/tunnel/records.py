@@ -22,7 +22,7 @@ class Session:
     """A session key as it was given to the data plane."""
 
     public: bytes  # the peer's X25519 key
-    own: bytes  # ours, that it was derived with
+    own: int  # which of ours it was derived with: how many there were before
     key: bytes
     key_id: int
     at: float
@@ -66,13 +66,14 @@ class PeerRecord:
         caps = None if live.caps is None else astuple(live.caps)
         session = (live.public, live.own, live.key, live.key_id, live.at, caps)
         times = short((self.asked_at, self.refreshed_at, self.replied_at, self.hinted_at, self.reported_at))
-        return pack((self.pin, self.registered, session, tuple(self.old.items()), *times))
+        registered = True if self.registered and self.registered == self.pin else self.registered
+        return pack((self.pin, registered, session, tuple(self.old.items()), *times))
 
     @classmethod
     def unpacked(cls, node: int, data: bytes) -> PeerRecord:
         """The record that `packed` saw."""
         pin, registered, (public, own, key, key_id, at, caps), old, *times = unpack(data)
-        out = cls(node, pin, registered)
+        out = cls(node, pin, pin if registered is True else registered)
         out.live = Session(public, own, key, key_id, at, None if caps is None else Capabilities(*caps), proved=True)
         out.old = dict(old)
         out.asked_at, out.refreshed_at, out.replied_at, out.hinted_at, out.reported_at = long(times)

@@ -99,7 +99,7 @@ def test_former_streams_end_when_the_peer_comes_back_anew(own_kind: bool, idle_s
 def test_who_stood_still_itself_blames_nobody() -> None:
     """A process that was stopped for a minute looks again before it takes the silence for the peer's."""
     health = Health()
-    health.probe_sent(100.0)
+    health.probe_sent(100.0, True)
     for now in (100.5, 101.0, 101.5):
         assert not health.gone(now, 99.0)
     assert not health.gone(161.5, 99.0)  # stopped
@@ -112,5 +112,5 @@ def test_an_answer_counts_however_late() -> None:
     health = Health()
     for i in range(100):
         now = 100.0 + i / 2
-        health.probe_sent(now)
+        health.probe_sent(now, True)
         assert not health.gone(now, 100.0 + i // 28 * 14.0)

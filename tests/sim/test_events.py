@@ -361,3 +361,76 @@ def test_a_pair_that_was_idle_for_hours(trouble: str) -> None:
     world.run(5.0)
     assert not a.paths.sleeps(b.number), "its traffic woke it"
     stream.on = False
+
+
+TROUBLES = ("none", "restart", "network", "beacon restarts", "beacon dies", "direct opens", "peer moves")
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_relayed_pair_that_was_idle_for_hours(trouble: str) -> None:
+    """Peers reached through a beacon sleep as well, and wake for what concerns them."""
+    world = World(11)
+    world.beacon("198.51.100.2")
+    if trouble == "direct opens":
+        a, b = world.pair("none", "none")
+        world.block = lambda src, dst, data: src[0].startswith("203.") and dst[0].startswith("203.")
+    else:
+        a, b = world.pair("symmetric", "symmetric")
+    conn = connected(world, a, b, Phase.RELAYED)
+    stream = Stream(world, a, b, conn)
+    world.run(1.0)
+    stream.finish()
+    a.engine.close(conn)
+    world.run(1.0)
+    b.inboxes.clear()
+    naps = [0, 0]
+    for _ in range(3600):
+        world.run(1.0)
+        for i, (x, y) in enumerate(((a, b), (b, a))):
+            naps[i] += x.paths.sleeps(y.number)
+    assert min(naps) > 3000 and a.paths.connected(b.number), naps
+    used = a.machine(b).active.addr
+    if trouble == "restart":
+        b.stop()
+        b.start()
+        b.trust(a)
+        world.run(0.5)
+    elif trouble == "network":
+        a.paths.network_changed(world.now)
+        assert not a.paths.sleeps(b.number)
+    elif trouble == "beacon restarts":
+        world.beacons[used].restart()
+        world.run(25.0)
+    elif trouble == "beacon dies":
+        world.beacons[used].up = False
+        assert world.run(60.0, lambda: a.machine(b).active.addr != used and b.machine(a).active.addr != used)
+    elif trouble == "direct opens":
+        world.block = None
+        assert world.run(60.0, lambda: a.machine(b).phase is Phase.DIRECT and b.machine(a).phase is Phase.DIRECT)
+    elif trouble == "peer moves":
+        b.move("203.0.113.77", None)
+        b.network_changed()
+    at = world.now
+    conn = a.dial(b)
+    assert world.run(10.0, lambda: conn in a.open), f"{world.now - at:.1f} s"
+    stream = Stream(world, a, b, conn)
+    world.run(5.0)
+    assert not a.paths.sleeps(b.number), "its traffic woke it"
+    stream.finish()
+    if trouble == "peer moves":
+        assert world.run(60.0, lambda: a.machine(b).phase is Phase.DIRECT)
+
+
+@pytest.mark.parametrize("kinds", [("none", "none"), ("symmetric", "symmetric")])
+def test_the_first_packet_after_idleness_is_not_delayed(kinds: tuple[str, str]) -> None:
+    world = World(5)
+    a, b = world.pair(*kinds)
+    phase = Phase.DIRECT if kinds[0] == "none" else Phase.RELAYED
+    a.hang_up(connected(world, a, b, phase))
+    world.run(600.0)
+    assert world.run(60.0, lambda: a.paths.sleeps(b.number) and b.paths.sleeps(a.number))
+    was = world.now
+    conn = a.dial(b)
+    assert world.run(1.0, lambda: conn in a.open)
+    rtt = a.machine(b).active.srtt
+    assert rtt and world.now - was < 1.2 * rtt + 0.002

@@ -564,6 +564,33 @@ def test_sleep_changes_nothing_whatever_comes(seed: int) -> None:
     assert asleep.actions == awake.actions
 
 
+def test_a_relayed_machine_sleeps_between_its_looks_for_a_better_path() -> None:
+    """Awake and asleep: the same looks at the same times; the punch that comes at last is not missed."""
+
+    def hours(sleeps: bool) -> Driver:
+        d = Driver(sleeps=sleeps)
+        d.machine.own_nat = d.machine.peer_nat = NatType.SYMMETRIC
+        d.answers = {(BEACON, True): 0.04}
+        d.start()
+        d.run(900.0)
+        d.machine.want(d.now, 20.0)
+        d.run(100.0)
+        d.machine.set_relays([(BEACON, 0.02), (("198.51.100.9", 9001), 0.05)], d.now)
+        d.relays.append((("198.51.100.9", 9001), 0.05))
+        d.run(300.0)
+        d.answers[PEER, False] = 0.012
+        d.machine.punch_command(PEER, d.now)
+        d.run(300.0)
+        return d
+
+    awake, asleep = hours(False), hours(True)
+    assert asleep.slept > 60
+    assert asleep.actions == awake.actions
+    assert asleep.machine.phase is awake.machine.phase is Phase.DIRECT
+    assert asleep.machine.story.history == awake.machine.story.history
+    assert [vars_of(c) for c in asleep.machine.candidates()] == [vars_of(c) for c in awake.machine.candidates()]
+
+
 def vars_of(candidate: Candidate) -> dict[str, object]:
     """But for probes that a dead or silent address has long not answered."""
     return {name: getattr(candidate, name) for name in candidate.__slots__ if candidate.answered or name != "waiting"}

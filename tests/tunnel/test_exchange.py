@@ -359,6 +359,7 @@ def test_what_rests_is_not_forgotten(a: Side, b: Side) -> None:
     for gone in ("want_until", "attempts", "_sent", "_sent_relay"):
         setattr(after, gone, getattr(before, gone))
     assert after == before
+    assert after.registered == after.pin == b.identity.public_key
     a.machine.rest(B, 100.0)
     assert a.machine.rotate(100.0)
     a.machine.tick(101.0)
