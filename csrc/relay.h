@@ -90,7 +90,7 @@ int pl_relay_for_peer(pl_relay *r, const pl_addr *peer, const uint8_t *data, uin
 
 /* True once after something that peers should hear of now: a node came or came back, or a peer of our kind asked for our list. */
 bool pl_relay_take_news(pl_relay *r);
-/* Local node ids for gossip; copies up to cap, returns the number copied. Left out are nodes silent for claim_ttl_ns: they may have moved to
+/* Local node ids for gossip, those that the registry vouches for first; copies up to cap, returns the number copied. Left out are nodes silent for claim_ttl_ns: they may have moved to
  * another beacon, whose own announcement then stands alone. ages: as many bytes for the trailer of the gossip (docs/wire-extensions.md 7.3), or NULL. */
 size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, uint8_t *ages, size_t cap);
 bool pl_relay_lookup(const pl_relay *r, uint32_t node, pl_addr *out);

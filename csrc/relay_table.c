@@ -294,7 +294,7 @@ static uint8_t age_of(const pl_relay *r, const pl_relay_node *n) {
 
 size_t pl_relay_nodes(const pl_relay *r, uint32_t *out, uint8_t *ages, size_t cap) {
   size_t n = 0;
-  for (int i = 0; i < 2; i++)
+  for (int i = 1; i >= 0; i--) /* those that the registry vouches for first: a crowd of others leaves none of them out */
     for (const pl_relay_node *x = r->lists[i].tail; x && !silent(r, x) && n < cap; x = x->prev) {
       if (ages) ages[n] = age_of(r, x);
       out[n++] = x->id;

@@ -236,7 +236,7 @@ static void the_youngest_stream_wins(void) {
   t.now += 60 * PL_NS_PER_S;
   net_discover(&t, A, 100);
   CHECK(pl_relay_nodes(t.r, ids, ages, 4) == 2);
-  CHECK(ids[0] == 100 && ages[0] == 0 && ids[1] == 200 && ages[1] == (PL_AGE_STREAM | 60));
+  CHECK(ids[0] == 200 && ages[0] == (PL_AGE_STREAM | 60) && ids[1] == 100 && ages[1] == 0);
   claims(&t, PEER, 200, 0);
   CHECK(net_relay(&t, A, 100, 200) == 0 && pl_relay_waiting(t.r)); /* UDP there is no better */
   claims(&t, PEER, 200, PL_AGE_STREAM | 100);
