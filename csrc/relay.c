@@ -12,6 +12,8 @@
 
 #include "wire.h"
 
+#define DISCOVER_NONCE 8
+
 void pl_relay_cfg_default(pl_relay_cfg *cfg) {
   memset(cfg, 0, sizeof *cfg);
   cfg->max_nodes = 500000;
@@ -91,7 +93,9 @@ void pl_relay_emit(pl_relay *r, const pl_addr *to, const pl_addr *from, pl_relay
   r->out[r->n_out++] = (pl_relay_out){.iov = {p, len}, .run = at};
 }
 
-static void emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint, uint8_t pace) {
+/* pace, nonce: 0 and NULL = none. */
+static void emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint, uint8_t pace,
+                          const uint8_t *nonce) {
   uint8_t *p = r->replies + PL_RELAY_REPLY_SIZE * (size_t)r->n_replies;
   int len = pl_beacon_write_endpoint(p, type, endpoint);
   if (len < 0) return;
@@ -99,13 +103,17 @@ static void emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, u
     memcpy(p + len, "PX\1", 3);
     p[len + 3] = pace;
     len += 4;
+    if (nonce) {
+      memcpy(p + len, nonce, DISCOVER_NONCE);
+      len += DISCOVER_NONCE;
+    }
   }
   r->n_replies++;
   pl_relay_emit(r, to, from, NULL, p, (uint32_t)len);
 }
 
 void pl_relay_emit_endpoint(pl_relay *r, const pl_addr *to, const pl_addr *from, uint8_t type, const pl_addr *endpoint) {
-  emit_endpoint(r, to, from, type, endpoint, 0);
+  emit_endpoint(r, to, from, type, endpoint, 0, NULL);
 }
 
 /* Gives each run its stretch of the iovec array. */
@@ -141,6 +149,11 @@ static bool asks_pace(const pl_rx *rx, const uint8_t *p, uint32_t len) {
   return len < 37 && len >= (rx->from.family == 6 ? 24 : 12) && memcmp(p + 5, "PX\1", 3) == 0;
 }
 
+/* The same for the nonce that the reply repeats: an answer that somebody else makes up does not know it. */
+static const uint8_t *nonce_of(const pl_rx *rx, const uint8_t *p, uint32_t len) {
+  return len == (rx->from.family == 6 ? 32 : 20) && asks_pace(rx, p, len) ? p + 8 : NULL;
+}
+
 static void on_discover(pl_relay *r, const pl_rx *rx, const uint8_t *p, uint32_t len) {
   uint32_t node = pl_get32(p + 1);
   /* Id 0 is the start-up probe of a daemon that has no number yet. The reply never depends on the table. */
@@ -153,7 +166,7 @@ static void on_discover(pl_relay *r, const pl_rx *rx, const uint8_t *p, uint32_t
   }
   if (node) pl_relay_bind(r, node, &rx->from, &rx->local, p[0] == PL_BEACON_DISCOVER_DST);
   r->st.discovers++;
-  emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_DISCOVER_REPLY, &rx->from, asks_pace(rx, p, len) ? pace(r) : 0);
+  emit_endpoint(r, &rx->from, &rx->local, PL_BEACON_DISCOVER_REPLY, &rx->from, asks_pace(rx, p, len) ? pace(r) : 0, nonce_of(rx, p, len));
 }
 
 /* ---- relay ---- */

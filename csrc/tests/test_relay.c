@@ -36,6 +36,12 @@ static void pace_follows_the_population(void) {
   CHECK(net_hex(&t, V6, "010000000050580100000000") == 1 && t.out[0].len == 20);
   CHECK(net_hex(&t, V6, "0100000000505801" "00000000000000000000000000000000") == 1 && t.out[0].len == 24);
   CHECK(net_hex(&t, C, "0100000000505801" "0000000000000000000000000000000000000000000000000000000000") == 1 && t.out[0].len == 8); /* a key */
+  /* A nonce comes back, to a question that is as long as the answer. */
+  CHECK(net_hex(&t, C, "0100000000505801" "1122334455667788" "00000000") == 1);
+  CHECK(is_hex(&t.out[0], C, "0204cb00711e9c43" "50580114" "1122334455667788"));
+  CHECK(net_hex(&t, C, "0100000000505801" "1122334455667788" "000000") == 1 && is_hex(&t.out[0], C, "0204cb00711e9c43" "50580114"));
+  CHECK(net_hex(&t, V6, "0100000000505801" "1122334455667788" "00000000000000000000000000000000") == 1 && t.out[0].len == 32);
+  CHECK(net_hex(&t, V6, "0100000000505801" "1122334455667788" "0000000000000000000000000000") == 1 && t.out[0].len == 24);
   net_free(&t);
 }
 
@@ -123,6 +129,20 @@ static void number_zero_is_never_stored(void) {
   uint32_t ids[8];
   CHECK(pl_relay_nodes(t.r, ids, NULL, 8) == 3 && net_stats(&t).nodes == 3);
   CHECK(pl_relay_vouch(t.r, 0, &(pl_addr){.family = 4}, t.now) == PL_EFORMAT);
+  net_free(&t);
+}
+
+/* When gossip cannot name all, those that the registry vouches for are named. */
+static void gossip_names_the_vouched_first(void) {
+  net t = net_new(NULL);
+  for (unsigned i = 1; i <= 20; i++) net_discover(&t, A, i);
+  pl_addr at = addr(B);
+  for (unsigned i = 30; i < 34; i++) CHECK(pl_relay_vouch(t.r, i, &at, t.now) == PL_OK && net_discover(&t, B, i) == 1);
+  for (unsigned i = 40; i <= 60; i++) net_discover(&t, A, i);
+  uint32_t ids[6];
+  CHECK(pl_relay_nodes(t.r, ids, NULL, 6) == 6);
+  for (unsigned i = 0; i < 4; i++) CHECK(ids[i] == 33 - i);
+  CHECK(ids[4] == 60 && ids[5] == 59);
   net_free(&t);
 }
 
@@ -590,6 +610,7 @@ int main(void) {
   big_payloads_pass_uncopied();
   replies_leave_from_the_address_that_was_asked();
   number_zero_is_never_stored();
+  gossip_names_the_vouched_first();
   nobody_speaks_for_another();
   a_fresh_binding_cannot_be_taken_over();
   a_nat_may_change_ports_at_once();

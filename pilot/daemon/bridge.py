@@ -22,7 +22,7 @@ from websockets.uri import WebSocketURI
 
 from pilot.errors import PilotError
 from pilot.websocket import MAX_FRAME, QUIET, StreamSocket, WebSocket
-from pilot.wire.beacon import BeaconType, DiscoverReply
+from pilot.wire.beacon import BeaconType, Discover, DiscoverReply, parse
 
 Addr = tuple[str, int]
 _T = TypeVar("_T")
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 READS = 32  # of the socket per wake-up
 BUFFER = 4 << 20
 PONG_S = 10.0
-NOWHERE = DiscoverReply(("0.0.0.0", 0)).build()  # a beacon behind a stream cannot tell our endpoint
+NOWHERE = ("0.0.0.0", 0)  # a beacon behind a stream cannot tell our endpoint
 _UP = (BeaconType.DISCOVER, BeaconType.RELAY)
 _DOWN = (BeaconType.DELIVER, BeaconType.NOTIFY)
 _UDP_SEGMENT, _UDP_GRO = 103, 104
@@ -136,6 +136,7 @@ class Bridge:
         self.dropped = 0
         self._link: BeaconLink | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._nonce = b""  # of the engine's last discover
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
 
     def close(self) -> None:
@@ -171,8 +172,11 @@ class Bridge:
         link = self._link
         taken = link.send(batch) if link else 0
         self.dropped += len(batch) - taken
-        if link and taken and any(d[0] == BeaconType.DISCOVER for d in batch):
-            self._ask(link)
+        asked = next((d for d in reversed(batch) if d[0] == BeaconType.DISCOVER), None)
+        if asked and isinstance(message := parse(asked), Discover):
+            self._nonce = message.nonce
+            if link and taken:
+                self._ask(link)
 
     def _receive(self) -> tuple[bytes, int]:
         """One datagram or a train of them, and the size of each in a train."""
@@ -203,7 +207,7 @@ class Bridge:
         if self._watch:
             self._watch.cancel()
             self._watch = None
-        self._send([NOWHERE])
+        self._send([DiscoverReply(NOWHERE, 0, self._nonce).build()])
 
     def deliver(self, datagrams: list[bytes]) -> None:
         """Datagrams from the beacon, for the engine. The kernel's buffer is the only queue."""

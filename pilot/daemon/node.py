@@ -391,6 +391,7 @@ class Node:
             "pilot_trusted_peers": float(len(self.trust.store.trusted)),
             "pilot_handshakes_pending": float(len(self.trust.store.pending)),
             "pilot_client_requests": float(self.ipc.requests),
+            "pilot_beacon_replies_forged": float(self.traversal.forged_replies),
             "pilot_webhook_dropped": float(self.webhook.stats.dropped),
             "pilot_webhook_failed": float(self.webhook.stats.failed),
         }

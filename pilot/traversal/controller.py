@@ -282,6 +282,11 @@ class Traversal:
         return self._discovery.endpoint
 
     @property
+    def forged_replies(self) -> int:
+        """Replies that a beacon of ours cannot have given."""
+        return self._discovery.forged
+
+    @property
     def nat_type(self) -> NatType:
         """NAT class as far as it is known."""
         return self._discovery.nat

@@ -6,7 +6,9 @@ at the beacon (relay and punch need that) and keeps the NAT mapping; it is repea
 beacon, whether or not
 the registry can be reached. A beacon of our kind tells a shorter time as long as its population allows (docs/wire-extensions.md
 7.4); the nearest ones are then asked that often, so a beacon that was restarted knows its nodes again after a few seconds.
-Replies carry no transaction id: one counts only from an address that was asked a moment ago.
+A reply counts only from an address that was asked a moment ago, once for each question. Beacons of our kind repeat the nonce of
+the question; from one that does so nothing else counts. Of others, whose replies anybody can make up, another endpoint is
+believed when the next question is answered by the same.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pilot.traversal.decisions import Addr
 from pilot.traversal.nat import NatType, Scope, scope
 from pilot.traversal.natprobe import Filtering, NatProbe
 from pilot.tunnel.packing import NEVER
-from pilot.wire.beacon import ProbeReply
+from pilot.wire.beacon import NONCE_SIZE, ProbeReply
 
 KEEPALIVE_S = 20.0  # below the 30 s after which many NATs forget
 PACE_MIN_S = 3.0  # whatever a beacon tells
@@ -28,6 +30,7 @@ RETRY_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # after an unanswered question;
 DEAD_MISSES = 3
 SILENT_MISSES = 3  # in a row, 0.25 and 0.5 s apart
 ANSWER_S = 5.0  # an answer later than this belongs to nothing we asked
+CONFIRM_S = 0.1  # another endpoint, and nothing proves the reply: asked again after so long
 CHECK_EVERY_S = 1.0
 STALE_NAMES_S = 10.0
 NAMES_EVERY_S = 30.0
@@ -37,10 +40,11 @@ MAX_BEACONS = 16
 
 @dataclass(frozen=True, slots=True)
 class SendDiscover:
-    """Send 0x01 with `node` to a beacon."""
+    """Send 0x01 with `node` and `nonce` (8 bytes) to a beacon."""
 
     beacon: Addr
     node: int
+    nonce: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,9 @@ class Beacon:
     pace: float = KEEPALIVE_S  # how often it wants to be asked
     rtt: float | None = None
     observed: Addr | None = None
+    nonce: bytes = b""  # of the questions since the last reply
+    repeats: bool = False  # it puts the nonce into its replies
+    doubted: Addr | None = None  # what the last reply said, if that is not believed yet
 
     @property
     def alive(self) -> bool:
@@ -106,6 +113,8 @@ class Discovery:
         self.node = 0
         self.nat = NatType.UNKNOWN
         self.endpoint: Addr | None = fixed
+        self.forged = 0  # replies that nobody asked for, or not of who was asked
+        self._random = random
         self._fixed = fixed is not None
         self._blocked = False
         self._probe = NatProbe(random)
@@ -178,12 +187,25 @@ class Discovery:
         alive.sort(key=lambda b: b.rtt if b.rtt is not None else 9.0)
         return [(b.addr, b.rtt) for b in (alive or self._beacons.values())]
 
-    def reply(self, beacon: Addr, observed: Addr, now: float, pace: int = 0) -> None:
-        """A 0x02 from `beacon`. pace: seconds after which it wants the next question, 0 = not told."""
+    def reply(self, beacon: Addr, observed: Addr, now: float, pace: int = 0, nonce: bytes = b"") -> None:
+        """A 0x02 from `beacon`. pace: seconds after which it wants the next question, 0 = not told. nonce: that of the question,
+        or none."""
         known = self._beacons.get(beacon)
-        if not known or now - known.last_sent > ANSWER_S:
+        if not known or now - known.last_sent > ANSWER_S or not known.asked:
             return
+        proves = nonce == known.nonce
+        if not proves and (nonce or (known.repeats and known.alive)):
+            self.forged += 1
+            return
+        known.repeats = proves
         seen = observed if scope(observed[0]) is not Scope.NONE else None  # a beacon behind a stream tells none
+        if not proves and known.alive and known.observed and seen and seen not in (known.observed, known.doubted):
+            known.doubted = seen
+            known.last_reply = now
+            known.asked = 0
+            known.next_send = now + CONFIRM_S
+            return
+        known.doubted = None
         news = not known.alive or known.observed != seen or known.rtt is None
         if known.asked == 1:  # otherwise nobody knows which question this answers
             rtt = now - known.last_sent
@@ -230,11 +252,13 @@ class Discovery:
             if beacon.next_send > now:
                 continue
             was_alive = beacon.alive
+            if not beacon.asked:
+                beacon.nonce = self._random(NONCE_SIZE)
             beacon.asked += 1
             beacon.last_sent = now
             retry = RETRY_S[min(beacon.asked, len(RETRY_S)) - 1]
             beacon.next_send = now + (min(retry, beacon.pace) if beacon.addr in self._near else retry)
-            self._out.append(SendDiscover(beacon.addr, self.node))
+            self._out.append(SendDiscover(beacon.addr, self.node, beacon.nonce))
             if was_alive and not beacon.alive:
                 self._out.append(BeaconsChanged())
         self._watch_names(now)

@@ -212,7 +212,7 @@ class PeerActions:
 
     def _do_discovery(self, action: disc.DiscoveryAction, now: float) -> None:
         if isinstance(action, disc.SendDiscover):
-            self._send(action.beacon, wire.paced_discover(action.node, action.beacon))
+            self._send(action.beacon, wire.paced_discover(action.node, action.beacon, action.nonce))
             return
         if isinstance(action, disc.SendProbe):
             self._send(action.addr, action.data)

@@ -286,7 +286,7 @@ class PeerPaths(PeerActions):
     def _on_beacon(self, data: bytes, beacon: Addr, now: float) -> bool:
         message = wire.parse(data)
         if isinstance(message, wire.DiscoverReply):
-            self.discovery.reply(beacon, message.endpoint, now, message.pace)
+            self.discovery.reply(beacon, message.endpoint, now, message.pace, message.nonce)
         elif isinstance(message, wire.ProbeReply):
             self.discovery.probe_reply(beacon, message, now)
         elif isinstance(message, wire.PunchCommand):

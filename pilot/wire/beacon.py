@@ -14,9 +14,10 @@ Addr = tuple[str, int]  # numeric IP text, port
 NOTIFY_HANDSHAKE = 1  # the registry holds a relayed trust handshake for the node
 KEY_SIZE = 32
 SIGNATURE_SIZE = 64
-MAX_SYNC = 16374  # node ids that fit one datagram with our trailer
+MAX_SYNC = 16366  # node ids that fit one datagram with our trailer, also when it is sealed
 PACE_ASKS = b"PX\x01"  # trailer of a discover: how often shall we ask? Other beacons ignore it
 PACE_SIZE, PACE_SIZE_V6 = 12, 24  # of such a discover: no smaller than its reply
+ASK_SIZE, ASK_SIZE_V6 = 20, 32  # the same with a nonce, which the reply repeats
 SYNC_ASKS, SYNC_AGES = 1, 2  # flags of the trailer of a sync: answer with your own list; ages of the nodes follow
 _SYNC_TRAILER = b"PX\x01"
 _SYNC_BYTES = 65507 - 30  # a datagram that can be sealed
@@ -48,31 +49,39 @@ class BeaconType(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Discover:
     """node: own number, 0 without one. key: Ed25519 public key or None; it proves nothing by itself. paced: asks how
-    often the beacon wants to be asked (docs/wire-extensions.md 7.4; not with a key)."""
+    often the beacon wants to be asked (docs/wire-extensions.md 7.4; not with a key). nonce: 8 bytes that a reply to a paced
+    discover repeats, or none."""
 
     node: int
     key: bytes | None = None
     paced: bool = False
+    nonce: bytes = b""
 
     def build(self, v6: bool = False) -> bytes:
-        """5 or 37 bytes; paced 12, or 24 to a beacon with an IPv6 address (v6)."""
+        """5 or 37 bytes; paced 12, with a nonce 20, to a beacon with an IPv6 address (v6) 12 more."""
         if self.key is not None and (len(self.key) != KEY_SIZE or self.paced):
             raise WireError("key is not 32 bytes" if not self.paced else "a discover with a key has no trailer")
         head = _pack(">BI", BeaconType.DISCOVER, self.node) + (self.key or b"")
+        if self.nonce and (len(self.nonce) != NONCE_SIZE or not self.paced):
+            raise WireError("a nonce of 8 bytes goes into a paced discover")
+        if self.nonce:
+            return (head + PACE_ASKS + self.nonce).ljust(ASK_SIZE_V6 if v6 else ASK_SIZE, b"\0")
         return (head + PACE_ASKS).ljust(PACE_SIZE_V6 if v6 else PACE_SIZE, b"\0") if self.paced else head
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoverReply:
-    """endpoint: where the beacon saw the discover come from. pace: seconds until it wants to be asked again, 0 = not told."""
+    """endpoint: where the beacon saw the discover come from. pace: seconds until it wants to be asked again, 0 = not told.
+    nonce: that of the discover, if it had one and the beacon is of our kind."""
 
     endpoint: Addr
     pace: int = 0
+    nonce: bytes = b""
 
     def build(self) -> bytes:
-        """8 or 20 bytes, 4 more with a pace."""
+        """8 or 20 bytes, 4 more with a pace, 12 more with a nonce."""
         plain = _pack_endpoint(BeaconType.DISCOVER_REPLY, self.endpoint)
-        return plain + PACE_ASKS + _pack(">B", self.pace) if self.pace else plain
+        return plain + PACE_ASKS + _pack(">B", self.pace) + self.nonce if self.pace or self.nonce else plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +264,9 @@ def discover(node: int) -> bytes:
     return Discover(node).build()
 
 
-def paced_discover(node: int, beacon: Addr) -> bytes:
-    """The same to a beacon that may say how often it wants to be asked."""
-    return Discover(node, paced=True).build(v6=":" in beacon[0])
+def paced_discover(node: int, beacon: Addr, nonce: bytes = b"") -> bytes:
+    """The same to a beacon that may say how often it wants to be asked, and repeat the nonce (8 bytes or none)."""
+    return Discover(node, None, True, nonce).build(v6=":" in beacon[0])
 
 
 def punch_request(node: int, target: int) -> bytes:
@@ -280,7 +289,7 @@ def parse(data: bytes) -> Message | None:
         endpoint, rest = _unpack_addr(data[1:])
         if endpoint is None:
             return None
-        return DiscoverReply(endpoint, _pace(rest)) if kind == BeaconType.DISCOVER_REPLY else PunchCommand(endpoint)
+        return DiscoverReply(endpoint, *_pace(rest)) if kind == BeaconType.DISCOVER_REPLY else PunchCommand(endpoint)
     if kind == BeaconType.NOTIFY:
         return Notify(data[1])
     if kind == BeaconType.PROBE:
@@ -292,7 +301,8 @@ def parse(data: bytes) -> Message | None:
     (node,) = struct.unpack_from(">I", data, 1)
     if kind == BeaconType.DISCOVER:
         key = data[5:37] if size >= 5 + KEY_SIZE else None
-        return Discover(node, key, key is None and size >= PACE_SIZE and data.startswith(PACE_ASKS, 5))
+        paced = key is None and size >= PACE_SIZE and data.startswith(PACE_ASKS, 5)
+        return Discover(node, key, paced, data[8 : 8 + NONCE_SIZE] if paced and size in (ASK_SIZE, ASK_SIZE_V6) else b"")
     if kind == BeaconType.DISCOVER_DST:
         return DiscoverDst(node)
     if kind == BeaconType.DELIVER:
@@ -360,8 +370,11 @@ def _pack_addr(endpoint: Addr) -> bytes:
     return bytes((len(ip),)) + ip + _pack(">H", port)
 
 
-def _pace(trailer: bytes) -> int:
-    return trailer[3] if len(trailer) > 3 and trailer.startswith(PACE_ASKS) else 0
+def _pace(trailer: bytes) -> tuple[int, bytes]:
+    """Pace and nonce of a reply."""
+    if len(trailer) < 4 or not trailer.startswith(PACE_ASKS):
+        return 0, b""
+    return trailer[3], trailer[4 : 4 + NONCE_SIZE] if len(trailer) >= 4 + NONCE_SIZE else b""
 
 
 def _unpack_addr(data: bytes) -> tuple[Addr | None, bytes]:

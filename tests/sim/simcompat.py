@@ -9,6 +9,7 @@ from simnat import SECOND, Addr
 
 from pilot.daemon.bridge import NOWHERE
 from pilot.daemon.compat import LOOK_S, QUESTION_EVERY_S, QUESTION_S
+from pilot.wire.beacon import Discover, DiscoverReply, parse
 
 if TYPE_CHECKING:
     from simnode import SimNode
@@ -54,8 +55,10 @@ class SimCompat:
         if not self._linked:
             return
         delay = int(node.link.delay_s * SECOND)
-        if data[0] == 1:
-            world.post(world.now_ns + 2 * delay, lambda: self._deliver(NOWHERE, starts))
+        message = parse(data)
+        if isinstance(message, Discover):
+            answer = DiscoverReply(NOWHERE, 0, message.nonce).build()
+            world.post(world.now_ns + 2 * delay, lambda: self._deliver(answer, starts))
         else:
             world.post(world.now_ns + delay, lambda: beacon.input(beacon.addr, data, node.number))
 

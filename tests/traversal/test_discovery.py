@@ -38,13 +38,13 @@ def started(*beacons: tuple[str, int]) -> Discovery:
 
 def test_question_answer_keepalive() -> None:
     machine = started(ONE)
-    assert SendDiscover(ONE, 0) in machine.take()
+    assert [(a.beacon, a.node) for a in machine.take() if isinstance(a, SendDiscover)] == [(ONE, 0)]
     machine.reply(ONE, OUTSIDE, 0.03)
     news = machine.take()
     assert EndpointChanged(None, OUTSIDE) in news and BeaconsChanged() in news
     assert machine.usable() == [(ONE, 0.03)]
     machine.set_node(8, 1.0)
-    assert run(machine, 1.0) == [(1.0, SendDiscover(ONE, 8))], "the beacon learns the number at once"
+    assert [(t, a.beacon, a.node) for t, a in run(machine, 1.0)] == [(1.0, ONE, 8)], "the beacon learns the number at once"
     machine.reply(ONE, OUTSIDE, 1.03)
     assert [t for t, _ in run(machine, 22.0)] == [21.03, 21.28, 21.78], (
         "every 20 s, then asked again until it answers"
@@ -129,14 +129,79 @@ def test_forged_and_late_replies_are_ignored() -> None:
     assert machine.endpoint == OUTSIDE, "nothing was asked in the last five seconds"
 
 
+ELSEWHERE = ("203.0.113.99", 7)
+
+
+def asked(machine: Discovery, now: float) -> bytes:
+    """A question at that moment; its nonce."""
+    machine.take()
+    machine.check(now)
+    machine.tick(now)
+    (nonce,) = [a.nonce for a in machine.take() if isinstance(a, SendDiscover)]
+    return nonce
+
+
 def test_endpoint_change() -> None:
+    """A beacon of another kind proves nothing: it is asked once more."""
     machine = started(ONE)
     machine.reply(ONE, OUTSIDE, 0.02)
-    machine.take()
-    machine.check(5.0)
-    machine.tick(5.0)
-    machine.reply(ONE, ("203.0.113.99", 7), 5.02)
-    assert EndpointChanged(OUTSIDE, ("203.0.113.99", 7)) in machine.take()
+    asked(machine, 5.0)
+    machine.reply(ONE, ELSEWHERE, 5.02)
+    assert machine.endpoint == OUTSIDE
+    machine.reply(ONE, ELSEWHERE, 5.03)
+    assert machine.endpoint == OUTSIDE, "nothing was asked in between"
+    ((at, _),) = run(machine, 5.2)
+    assert at == 5.02 + 0.1
+    machine.reply(ONE, ELSEWHERE, 5.2)
+    assert EndpointChanged(OUTSIDE, ELSEWHERE) in machine.take()
+
+
+def test_a_beacon_that_repeats_nonces_proves_what_it_says() -> None:
+    machine = started(ONE)
+    (first,) = [a.nonce for a in machine.take() if isinstance(a, SendDiscover)]
+    machine.reply(ONE, OUTSIDE, 0.02, 3, first)
+    nonce = asked(machine, 5.0)
+    assert len(nonce) == 8 and nonce != first
+    for forged in (b"", first, bytes(8)):
+        machine.reply(ONE, ("192.0.2.66", 1), 5.01, 3, forged)
+    assert machine.endpoint == OUTSIDE and machine.forged == 3
+    machine.reply(ONE, ELSEWHERE, 5.02, 3, nonce)
+    assert EndpointChanged(OUTSIDE, ELSEWHERE) in machine.take(), "at once"
+    machine.reply(ONE, OUTSIDE, 5.03, 3, nonce)
+    assert machine.endpoint == ELSEWHERE, "a recording of its answer"
+
+
+def test_made_up_replies_race_those_of_a_beacon_of_another_kind() -> None:
+    """Whoever sends in its name, without seeing what it is asked, has to win two races in a row."""
+    machine = started(ONE)
+    machine.reply(ONE, OUTSIDE, 0.02)
+    now = 5.0
+    asked(machine, now)
+    for _ in range(20):
+        machine.reply(ONE, ("192.0.2.66", 1), now + 0.001)
+        ((at, _),) = run(machine, now + 0.2, now)
+        now = at
+        machine.reply(ONE, OUTSIDE, now + 0.001)  # here the beacon is first
+        machine.reply(ONE, ("192.0.2.66", 1), now + 0.002)
+        assert machine.endpoint == OUTSIDE
+        now += 2.0
+        asked(machine, now)
+
+
+def test_a_beacon_that_is_replaced_by_one_of_another_kind() -> None:
+    machine = started(ONE)
+    (first,) = [a.nonce for a in machine.take() if isinstance(a, SendDiscover)]
+    machine.reply(ONE, OUTSIDE, 0.02, 3, first)
+    now = 0.02
+    answered = False
+    while now < 20.0 and not answered:
+        machine.tick(now)
+        if any(isinstance(a, SendDiscover) for a in machine.take()):
+            machine.reply(ONE, OUTSIDE, now + 0.01)
+            (beacon,) = machine.beacons()
+            answered = beacon.asked == 0 and not beacon.repeats
+        now += 0.05
+    assert answered and now < 8.0
 
 
 def test_check_asks_at_most_once_a_second() -> None:

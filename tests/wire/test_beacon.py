@@ -31,11 +31,11 @@ def with_names(data: bytes) -> dict[str, Any]:
     kind, node, target, body = beacon.BeaconType(fields["type"]), fields["node"], fields["target"], fields["body"]
     match kind:
         case beacon.BeaconType.DISCOVER:
-            return {"node": node, "key": body[:32] if len(body) >= 32 else None, "paced": False}
+            return {"node": node, "key": body[:32] if len(body) >= 32 else None, "paced": False, "nonce": b""}
         case beacon.BeaconType.DISCOVER_DST:
             return {"node": node}
         case beacon.BeaconType.DISCOVER_REPLY:
-            return {"endpoint": fields["endpoint"], "pace": 0}
+            return {"endpoint": fields["endpoint"], "pace": 0, "nonce": b""}
         case beacon.BeaconType.PUNCH_COMMAND:
             return {"endpoint": fields["endpoint"]}
         case beacon.BeaconType.PUNCH_REQUEST:
@@ -106,6 +106,22 @@ def test_a_reply_with_a_pace_is_as_large_as_its_question(own: str, beacon_ip: st
     assert beacon.parse(reply.build()[:-1]) == beacon.DiscoverReply((own, 40000)), "half a trailer is none"
 
 
+@pytest.mark.parametrize(("own", "beacon_ip", "size"), [("203.0.113.9", "198.51.100.1", 20), ("2001:db8::9", "2001:db8::1", 32)])
+def test_a_reply_repeats_the_nonce_of_its_question(own: str, beacon_ip: str, size: int) -> None:
+    question = beacon.paced_discover(7, (beacon_ip, 9001), b"12345678")
+    assert beacon.parse(question) == beacon.Discover(7, paced=True, nonce=b"12345678")
+    for pace in (0, 3):
+        reply = beacon.DiscoverReply((own, 40000), pace, b"12345678")
+        assert len(question) == len(reply.build()) == size and beacon.parse(reply.build()) == reply
+        assert beacon.parse(reply.build()[:-1]) == beacon.DiscoverReply((own, 40000), pace), "half a nonce is none"
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_the_longest_list_can_be_sealed(asks: bool) -> None:
+    nodes = tuple(range(1, beacon.MAX_SYNC + 1))
+    assert 65507 - 30 - 4 < len(beacon.Sync(1, nodes).build(asks=asks, ages=bytes(len(nodes)))) <= 65507 - 30
+
+
 def test_relay_becomes_deliver() -> None:
     rows = [row for row in ROWS if (row.get("delivered_hex") or "").startswith("06")]
     assert len(rows) > 4
@@ -146,7 +162,8 @@ def test_v4_addresses_have_one_form() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        beacon.Discover(1 << 32), beacon.Discover(1, bytes(31)), beacon.PunchRequest(1, -1),
+        beacon.Discover(1 << 32), beacon.Discover(1, bytes(31)), beacon.Discover(1, nonce=bytes(8)),
+        beacon.Discover(1, None, True, b"7"), beacon.PunchRequest(1, -1),
         beacon.PunchRequest(1, 2, beacon.PunchGrant(1, bytes(63))), beacon.PunchCommand(("name", 1)),
         beacon.PunchCommand(("192.0.2.1", 65536)), beacon.PunchCommand(("fe80::1%eth0", 1)), beacon.DiscoverReply(("\0", 1)),
         beacon.Sync(1, (0,) * (beacon.MAX_SYNC + 1)), beacon.Notify(256),
