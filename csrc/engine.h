@@ -112,11 +112,16 @@ int pl_engine_set_trusted(pl_engine *e, uint32_t node, bool trusted);
  * are kept, caps updated, a pending key is withdrawn). Otherwise it waits as pending: frames under it are accepted, and the first that opens makes it the
  * sending key (SESSION_PROVED) and the old one a receive-only key for 10 s. caps may be NULL. */
 int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], uint64_t key_id, const pl_caps *caps, uint64_t now_ns);
-/* The same for a peer that may be of era 1 (transport.md 3.4). era1: its key of that era, NULL = it is known not to speak it; ignored unless
- * cfg.accept_era1 is set. The first frame that opens settles the era of the session. Until then ours are of era 2, every second one of
- * era 1 if that was the last that the peer spoke. A peer that was heard in era 2 is never heard in era 1 again. */
+/* The same with more to say.
+ *
+ * era1: the key of a peer that may be of era 1 (transport.md 3.4), NULL = it is known not to speak it; ignored unless cfg.accept_era1 is set.
+ * The first frame that opens settles the era of the session. Until then ours are of era 2, every second one of era 1 if that was the last
+ * that the peer spoke. A peer that was heard in era 2 is never heard in era 1 again.
+ *
+ * foretold: the peer has not said this key to us (docs/wire-extensions.md 9). Dials begin under it, datagrams wait until it is proved, or
+ * installed without foretold. Then, or when another key is installed after drop_session, dials that are under way begin again. */
 int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], const uint8_t *era1, uint64_t key_id, const pl_caps *caps,
-                           uint64_t now_ns);
+                           bool foretold, uint64_t now_ns);
 int pl_engine_drop_session(pl_engine *e, uint32_t node);
 /* Resets the streams with a peer that is gone; dials go on until their own time is over. key_id: only streams that are older than this key
  * of the session, 0 = all. The number of streams, or PL_ENOENT. */

@@ -304,6 +304,14 @@ void pl_conn_release(pl_engine *e, pl_conn *c) {
   pl_conn_activate(e, c);
 }
 
+void pl_conn_dial_again(pl_engine *e, pl_peer *p) {
+  for (pl_conn *c = p->conns; c; c = c->peer_next) {
+    if (!c->dialing || !c->s) continue;
+    pl_stream_dial_again(c->s);
+    pl_conn_activate(e, c);
+  }
+}
+
 /* ---- accept ---- */
 
 static void reset(pl_engine *e, pl_peer *p, const pl_packet *pkt) {

@@ -32,7 +32,7 @@ int pl_engine_send_datagram(pl_engine *e, uint16_t local_net, uint16_t src_port,
   if (!p) return node == 0 || node == e->node ? PL_ENOENT : PL_ELIMIT;
   if (src_port == 0) src_port = pl_conn_ephemeral(e, node, port);
   p->last_dial_ns = e->now_ns;
-  if (pl_peer_usable(p)) return send_now(e, p, local_net, src_port, remote_net, port, data, len);
+  if (pl_peer_certain(p)) return send_now(e, p, local_net, src_port, remote_net, port, data, len);
   if (p->n_dgrams >= e->cfg.datagram_queue || e->dgram_wait_bytes > PL_DATAGRAM_WAIT) return PL_ELIMIT;
   pl_dgram *d = malloc(sizeof *d + len);
   if (!d) return PL_ENOMEM;

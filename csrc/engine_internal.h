@@ -56,6 +56,7 @@ typedef struct pl_key {
   pl_caps caps;
   bool proved;         /* a frame under it was opened */
   uint8_t era;         /* enum pl_era */
+  bool foretold;       /* nor has the peer said it to us: until then nothing goes out under it but what is repeated */
   pl_era1 era1[];      /* one, while the era is not PL_ERA_2; counter and replay windows serve both */
 } pl_key;
 
@@ -244,6 +245,7 @@ bool pl_token_take(double *tokens, uint64_t *at_ns, double rate, double burst, d
 pl_peer *pl_peer_find(const pl_engine *e, uint32_t node);
 pl_peer *pl_peer_get(pl_engine *e, uint32_t node); /* creates; NULL at the limit */
 bool pl_peer_usable(const pl_peer *p);             /* has key and path */
+bool pl_peer_certain(const pl_peer *p);            /* and the key is no mere foretelling */
 void pl_peer_want(pl_engine *e, pl_peer *p);
 void pl_peer_ready(pl_engine *e, pl_peer *p);      /* key and path are there: lets held traffic go */
 void pl_peer_on_timer(pl_engine *e, pl_peer *p);
@@ -279,6 +281,7 @@ void pl_conn_on_timer(pl_engine *e, pl_conn *c);
 void pl_conn_kill(pl_engine *e, pl_conn *c, bool reset); /* frees it, with an event if anybody knows it */
 void pl_conn_send_all(pl_engine *e);
 void pl_conn_release(pl_engine *e, pl_conn *c); /* a held dial: its SYN may go */
+void pl_conn_dial_again(pl_engine *e, pl_peer *p); /* SYNs that are out went under a key the peer may not have had */
 void pl_conn_unpark(pl_engine *e, pl_conn *c);  /* out of its port's accept queue */
 void pl_conn_let_go(pl_engine *e, pl_conn *c);  /* tells the shell of the client that owned it */
 void pl_conn_unlink_ready(pl_engine *e, pl_conn *c);

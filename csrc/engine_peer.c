@@ -31,6 +31,8 @@ pl_peer *pl_peer_get(pl_engine *e, uint32_t node) {
 
 bool pl_peer_usable(const pl_peer *p) { return p->cur && p->has_path; }
 
+bool pl_peer_certain(const pl_peer *p) { return pl_peer_usable(p) && !p->cur->foretold; }
+
 void pl_peer_free(pl_engine *e, pl_peer *p) {
   if (p->rest_until_ns) pl_peer_stir(e, p, false);
   while (p->conns) pl_conn_kill(e, p->conns, true);
@@ -73,7 +75,7 @@ void pl_peer_want(pl_engine *e, pl_peer *p) {
 void pl_peer_ready(pl_engine *e, pl_peer *p) {
   if (!pl_peer_usable(p)) return;
   p->wanted_ns = 0;
-  pl_datagram_flush(e, p);
+  if (pl_peer_certain(p)) pl_datagram_flush(e, p);
   for (pl_conn *c = p->conns; c; c = c->peer_next)
     if (c->held) pl_conn_release(e, c);
   if (p->pmtu.round == 0) pl_pmtu_start(e, p);

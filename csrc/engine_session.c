@@ -150,16 +150,23 @@ static pl_key *key_new(pl_engine *e, uint32_t peer, const uint8_t key[32], const
   return k;
 }
 
+/* The peer has said a key that was foretold. It could not open what went out before, unless it has ours already. */
+static void confirmed(pl_engine *e, pl_peer *p) {
+  p->cur->foretold = false;
+  pl_peer_ready(e, p);
+  if (!p->cur->proved) pl_conn_dial_again(e, p);
+}
+
 /* Only our own kind announces features, and speaks era 2: after that there is nothing left to find out. Whether the peer is of that kind
  * for good the frames say, not the announcement, which somebody may have kept. */
 static bool announces(const pl_caps *caps) { return caps && caps->features; }
 
 int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], uint64_t key_id, const pl_caps *caps, uint64_t now_ns) {
-  return pl_engine_install_keys(e, node, key, NULL, key_id, caps, now_ns);
+  return pl_engine_install_keys(e, node, key, NULL, key_id, caps, false, now_ns);
 }
 
 int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], const uint8_t *era1, uint64_t key_id, const pl_caps *caps,
-                           uint64_t now_ns) {
+                           bool foretold, uint64_t now_ns) {
   if (now_ns > e->now_ns) e->now_ns = now_ns;
   pl_peer *p = pl_peer_get(e, node);
   if (!p) return PL_ELIMIT;
@@ -171,6 +178,7 @@ int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], c
       pl_key_free(e, p->next); /* or probes would go on under a key that nobody proved */
       p->next = NULL;
       pl_peer_apply_mss(e, p);
+      if (same->foretold && !foretold) confirmed(e, p);
     }
     return PL_OK;
   }
@@ -180,9 +188,11 @@ int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], c
   if (!k) return PL_ENOMEM;
   if (!p->cur) {
     p->cur = k;
+    k->foretold = foretold;
     e->n_sessions++;
     p->failures = 0;
     pl_peer_ready(e, p);
+    pl_conn_dial_again(e, p);
   } else {
     pl_key_free(e, p->next);
     p->next = k;
@@ -278,6 +288,7 @@ static void on_failure(pl_engine *e, pl_peer *p, int reason) {
 static void proved(pl_engine *e, pl_peer *p, pl_key *k, bool era1) {
   k->proved = true;
   settle_era(e, p, k, era1);
+  if (k == p->cur && k->foretold) confirmed(e, p);
   if (k == p->prev) return; /* replaced before its first frame came: there is no way back to it */
   if (k == p->next) {
     pl_key_free(e, p->prev);

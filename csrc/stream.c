@@ -98,6 +98,10 @@ void pl_stream_release(pl_stream *s, uint64_t now) {
   s->at[PL_T_SYN] = later(now, s->syn_interval_ns);
 }
 
+void pl_stream_dial_again(pl_stream *s) {
+  if (s->state == PL_ST_SYN_SENT && !s->held) s->syn_due = true;
+}
+
 pl_stream *pl_stream_accept(const pl_stream_cfg *cfg, uint32_t isn, uint32_t mss, const pl_synopt *offer, const pl_packet *syn,
                             uint64_t now) {
   pl_stream *s = stream_new(cfg, isn, mss, now);
@@ -529,10 +533,7 @@ void pl_stream_set_mss(pl_stream *s, uint32_t mss) {
 
 void pl_stream_path_changed(pl_stream *s, uint32_t mss, uint64_t now) {
   s->mss = mss < 64 ? 64 : mss;
-  if (s->state == PL_ST_SYN_SENT) {
-    if (!s->held) s->syn_due = true;
-    return;
-  }
+  pl_stream_dial_again(s);
   if (s->state != PL_ST_ESTABLISHED && s->state != PL_ST_FIN_WAIT) return;
   pl_recovery_reset(s, now);
   s->app_limited_until = 0;

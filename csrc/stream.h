@@ -100,6 +100,8 @@ unsigned pl_stream_tick(pl_stream *s, uint64_t now_ns);
 /* Until released, a dialer sends no SYN and its dial timeout does not run out before dial_timeout_ns (the
  * engine holds it while the peer has no key). pl_stream_dial starts held. */
 void pl_stream_release(pl_stream *s, uint64_t now_ns);
+/* The SYN goes out once more at once, if it is out: the peer could not read the former one. */
+void pl_stream_dial_again(pl_stream *s);
 
 /* Copies in up to `len` bytes, returns how many fitted (0 when full; PL_ESTATE after close or before ESTABLISHED
  * is not an error for a dialer: bytes wait). */

@@ -273,14 +273,14 @@ static void command(world *w) {
       pl_caps own = {.features = PL_CAP_NOCRC | PL_CAP_STREAM_OPTS, .max_segment = 8192, .reorder_segments = 1000};
       if (arg & 2) {
         uint8_t stray[32] = {9};
-        pl_engine_install_key(w->e, node, stray, 1000 + arg, i ? &own : NULL, w->now);
+        pl_engine_install_keys(w->e, node, stray, NULL, 1000 + arg, i ? &own : NULL, arg & 4, w->now);
       } else {
         new_key(w, i);
-        pl_engine_install_keys(w->e, node, w->key[i], w->key1[i], w->key_id[i], i ? &own : NULL, w->now);
+        pl_engine_install_keys(w->e, node, w->key[i], w->key1[i], w->key_id[i], i ? &own : NULL, arg & 4, w->now);
       }
       break;
     }
-    case 12: pl_engine_install_keys(w->e, node, w->key[arg & 1], arg & 2 ? NULL : w->key1[arg & 1], w->key_id[arg & 1], NULL, w->now); break;
+    case 12: pl_engine_install_keys(w->e, node, w->key[arg & 1], arg & 2 ? NULL : w->key1[arg & 1], w->key_id[arg & 1], NULL, false, w->now); break;
     case 13: pl_engine_drop_session(w->e, node); break;
     case 14: pl_engine_set_trusted(w->e, node, arg & 2); break;
     case 15: pl_engine_set_public(w->e, arg & 2); break;
@@ -348,7 +348,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   for (unsigned i = 0; i < 2; i++) {
     pl_addr at = address((uint8_t)(i + 1));
     new_key(&w, i);
-    FUZZ_CHECK(pl_engine_install_keys(w.e, nodes[i], w.key[i], w.key1[i], w.key_id[i], i ? &own : NULL, w.now) == PL_OK);
+    FUZZ_CHECK(pl_engine_install_keys(w.e, nodes[i], w.key[i], w.key1[i], w.key_id[i], i ? &own : NULL, false, w.now) == PL_OK);
     if (!(options & 4)) FUZZ_CHECK(pl_engine_set_path(w.e, nodes[i], &at, false, w.now) == PL_OK);
     pl_engine_set_trusted(w.e, nodes[i], true);
   }

@@ -370,6 +370,63 @@ static void keys(void) {
   pair_free(&p);
 }
 
+/* A key that is only foretold: dials go under it at once and again when the peer says it, or says another; datagrams wait. */
+static unsigned n_dropped;
+static bool drop_first(pair *p, const pair_gram *g) {
+  (void)p;
+  (void)g;
+  return n_dropped-- > 0 ? true : (n_dropped = 0, false);
+}
+
+static void foretold(void) {
+  pl_engine_cfg c = pair_cfg();
+  for (unsigned stale = 0; stale < 2; stale++) {
+    pair p;
+    pair_init(&p, &c);
+    pl_engine *a = p.n[0].e, *b = p.n[1].e;
+    uint32_t number = p.n[1].node;
+    CHECK(pl_engine_install_key(b, p.n[0].node, p.key, 1, NULL, p.now) == PL_OK);
+    CHECK(pl_engine_listen(b, 80, PL_OWNER_APP, 0, false) == PL_OK && pl_engine_listen(b, 90, PL_OWNER_APP, 0, false) == PL_OK);
+    pl_engine_set_trusted(b, p.n[0].node, true);
+    uint8_t key[32];
+    memcpy(key, p.key, 32);
+    if (stale) key[3] ^= 1;
+    CHECK(pl_engine_set_path(a, number, &p.n[1].addr, false, p.now) == PL_OK);
+    CHECK(pl_engine_dial(a, 0, 0, number, 80, 0, 20 * S, p.now) > 0);
+    CHECK(pl_engine_send_datagram(a, 0, 7, 0, number, 90, (const uint8_t *)"once", 4, p.now) == PL_OK);
+    pair_run(&p, 10 * MS);
+    CHECK(pair_stats(&p, 0).pkts_sent == 0);
+    n_dropped = stale ? 0 : 1; /* the peer has our key a moment too late */
+    p.drop = drop_first;
+    CHECK(pl_engine_install_keys(a, number, key, NULL, 1, NULL, true, p.now) == PL_OK);
+    pair_run(&p, 100 * MS);
+    CHECK(pair_count(&p, 0, PL_EV_CONN_OPEN) == 0 && pair_count(&p, 1, PL_EV_DATAGRAM) == 0);
+    CHECK(pair_stats(&p, 0).pkts_sent >= 1 && pair_stats(&p, 1).drop_auth == stale);
+    if (stale) {
+      CHECK(pl_engine_drop_session(a, number) == PL_OK && pl_engine_install_key(a, number, p.key, 2, NULL, p.now) == PL_OK);
+    } else {
+      CHECK(pl_engine_install_key(a, number, p.key, 1, NULL, p.now) == PL_OK);
+    }
+    pair_run(&p, 100 * MS); /* sooner than the SYN is repeated by itself */
+    CHECK(pair_count(&p, 0, PL_EV_CONN_OPEN) == 1 && pair_count(&p, 1, PL_EV_DATAGRAM) == 1);
+    pair_free(&p);
+  }
+  /* The peer's own frame under it is as good as its word. */
+  pair p;
+  pair_init(&p, &c);
+  pl_engine *a = p.n[0].e;
+  uint32_t number = p.n[1].node;
+  CHECK(pl_engine_install_key(p.n[1].e, p.n[0].node, p.key, 1, NULL, p.now) == PL_OK);
+  CHECK(pl_engine_listen(p.n[1].e, 90, PL_OWNER_APP, 0, true) == PL_OK && pl_engine_listen(p.n[1].e, 80, PL_OWNER_APP, 0, true) == PL_OK);
+  CHECK(pl_engine_set_path(a, number, &p.n[1].addr, false, p.now) == PL_OK);
+  CHECK(pl_engine_send_datagram(a, 0, 7, 0, number, 90, (const uint8_t *)"once", 4, p.now) == PL_OK);
+  CHECK(pl_engine_dial(a, 0, 0, number, 80, 0, 20 * S, p.now) > 0);
+  CHECK(pl_engine_install_keys(a, number, p.key, NULL, 1, NULL, true, p.now) == PL_OK);
+  pair_run(&p, 100 * MS);
+  CHECK(pair_count(&p, 0, PL_EV_CONN_OPEN) == 1 && pair_count(&p, 1, PL_EV_DATAGRAM) == 1 && pair_peer(&p, 0).proved);
+  pair_free(&p);
+}
+
 /* Sent frames: our node outside and inside, counters from 1 without gaps, a prefix per derivation that differs between the ends. */
 typedef struct seen_frames {
   unsigned n;
@@ -882,6 +939,7 @@ int main(void) {
   no_session();
   keys();
   dropped_keys();
+  foretold();
   many();
   frames_sent();
   syn_limits();

@@ -62,10 +62,18 @@ class EngineBase:
     def set_beacons(self, beacons: Sequence[Addr]) -> None: ...
     def set_trusted(self, node: int, trusted: bool) -> None: ...
     def install_key(
-        self, node: int, key: bytes, key_id: int, features: int = 0, max_segment: int = 0, reorder_segments: int = 0,
+        self,
+        node: int,
+        key: bytes,
+        key_id: int,
+        features: int = 0,
+        max_segment: int = 0,
+        reorder_segments: int = 0,
         era1: bytes | None = None,
+        foretold: bool = False,
     ) -> None:
-        """era1: the key of era 1, for a peer that may be of it. Ignored without the engine option `accept_era1`."""
+        """era1: the key of era 1, for a peer that may be of it. Ignored without the engine option `accept_era1`. foretold: the
+        peer has not said the key yet."""
     def drop_session(self, node: int) -> None: ...
     def reset_streams(self, node: int, key_id: int = 0) -> int:
         """Resets the streams with a peer that is gone; dials go on. key_id: those only that are older than this key of the

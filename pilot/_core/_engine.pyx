@@ -194,7 +194,7 @@ cdef class EngineBase:
         check(r)
 
     def install_key(self, uint32_t node, bytes key, uint64_t key_id, uint32_t features=0, uint16_t max_segment=0,
-                    uint32_t reorder_segments=0, bytes era1=None):
+                    uint32_t reorder_segments=0, bytes era1=None, bint foretold=False):
         cdef pl_caps caps
         cdef uint64_t now
         cdef int r
@@ -211,7 +211,7 @@ cdef class EngineBase:
         cdef pl_engine *e
         with nogil:
             e = self.acquire(&now)
-            r = pl_engine_install_keys(e, node, k, k1, key_id, &caps, now)
+            r = pl_engine_install_keys(e, node, k, k1, key_id, &caps, foretold, now)
             self.release()
         check(r)
 

@@ -171,7 +171,7 @@ cdef extern from "engine.h" nogil:
     void pl_engine_set_beacons(pl_engine *e, const pl_addr *beacons, unsigned n)
     int pl_engine_set_trusted(pl_engine *e, uint32_t node, bint trusted)
     int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t *key, const uint8_t *era1, uint64_t key_id,
-                               const pl_caps *caps, uint64_t now)
+                               const pl_caps *caps, bint foretold, uint64_t now)
     int pl_engine_drop_session(pl_engine *e, uint32_t node)
     int64_t pl_engine_reset_streams(pl_engine *e, uint32_t node, uint64_t key_id, uint64_t now_ns)
     int pl_engine_forget_peer(pl_engine *e, uint32_t node, uint64_t now_ns)

@@ -159,6 +159,7 @@ class Node:
         self._reading = True
         self.traversal.observers.append(self._decided)
         self.traversal.on_endpoint.append(lambda _: self._moved())
+        self.traversal.on_new_key.append(self.registration.key_changed)
         await self.traversal.start()
         if not self.config.endpoint or self.config.transport == "compat":
             await self.compat.start(DISCOVER_S)
@@ -358,6 +359,7 @@ class Node:
     def _identity_changed(self) -> None:
         self.trust.set_public_key(self.identity.public_key)
         self.traversal.identity_changed()
+        self.registration.key_changed()
         nodes = [peer["node"] for peer in self.plane.peers() if peer["session"]]
         task = asyncio.get_running_loop().create_task(self.trust.announce_key(nodes))
         self._tasks.add(task)

@@ -53,6 +53,7 @@ class Registry(Protocol):
         version: str = "",
     ) -> Reply: ...
     async def heartbeat(self) -> Reply: ...
+    async def announce_key(self, pila: bytes) -> Reply: ...
     async def deregister(self) -> None: ...
     async def set_hostname(self, hostname: str) -> Reply: ...
     async def set_visibility(self, public: bool) -> Reply: ...
@@ -70,6 +71,9 @@ class Where(Protocol):
 
     def lan_addrs(self) -> list[str]:
         """Private `host:port` of the interfaces."""
+
+    def announcement(self) -> bytes:
+        """The PILA that peers may be told, b"" if there is none."""
 
     def trusted(self) -> Iterable[int]:
         """Trusted peers."""
@@ -126,6 +130,8 @@ class Registration:
         self._spent_until = float("-inf")  # each registration spends a gap; BURST - 1 of them may be spent ahead
         self._beacons_at = float("-inf")
         self._failures = 0
+        self._tells_keys = False  # the registry tells peers our tunnel key
+        self._new_key = False  # and does not know the present one
         self._left = False  # the user took the node out
 
     # ---- life ----
@@ -161,6 +167,8 @@ class Registration:
                 self._stale.clear()
             elif self._stale.is_set():
                 await self._register_again()
+            elif self._new_key:
+                await self._announce_key()
             else:
                 await self._heartbeat()
 
@@ -172,11 +180,13 @@ class Registration:
         if self._failures:
             pause = min(pause, AGAIN_S[min(self._failures, len(AGAIN_S)) - 1])
         self._beat_at = min(self._beat_at, loop.time() + pause)
-        while not self._stale.is_set() and (left := self._beat_at - loop.time()) > 0:
+        while not (self._stale.is_set() or self._new_key) and (left := self._beat_at - loop.time()) > 0:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._wake.wait()
+        if self._new_key and not self._stale.is_set():
+            return
         self._beat_at = math.inf
         if self._stale.is_set():
             await asyncio.sleep(SETTLE_S)
@@ -185,6 +195,12 @@ class Registration:
         """The node is to be found elsewhere now: the registry will be told."""
         self._stale.set()
         self._wake.set()
+
+    def key_changed(self) -> None:
+        """The node has another tunnel key, or signs it with another identity."""
+        if self._tells_keys:
+            self._new_key = True
+            self._wake.set()
 
     def doubt(self) -> None:
         """The registry closed a connection."""
@@ -262,6 +278,8 @@ class Registration:
             await self._claim_name(reply)
         if not again:
             self._where.registered(again)
+        self._tells_keys = reply.get("announce_key") is True
+        await self._announce_key()
         await self._ask_beacons()
         if again:
             for node in list(self._where.trusted()):
@@ -277,6 +295,12 @@ class Registration:
                 owner=self._email,
                 version=self._version,
             )
+
+    async def _announce_key(self) -> None:
+        self._new_key = False
+        pila = self._where.announcement() if self._tells_keys else b""
+        if pila:
+            await self._attempt(self._registry.announce_key(pila), "tunnel key")
 
     def _take(self, reply: Reply) -> None:
         node, text = reply.get("node_id"), reply.get("address")

@@ -49,6 +49,10 @@ class Whereabouts:
         """Whether the private addresses are others than those last told."""
         return self._find_lan() != self._told_lan
 
+    def announcement(self) -> bytes:
+        """See registration.Where."""
+        return self._traversal.announcement
+
     def trusted(self) -> Iterable[int]:
         """Trusted peers."""
         return self._trust.trusted.keys()

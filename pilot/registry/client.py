@@ -98,6 +98,10 @@ class RegistryClient:
         """Says that the node lives. auth_required or not_found: register again at once."""
         return await self._of_node("heartbeat")
 
+    async def announce_key(self, pila: bytes) -> Message:
+        """Lets `resolve` tell others the node's PILA. Only for a registry whose register reply has `announce_key`."""
+        return await self._of_node("announce_key", tunnel_key=base64.b64encode(pila).decode())
+
     async def deregister(self) -> None:
         """Takes the node offline."""
         await self._of_node("deregister")

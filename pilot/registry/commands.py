@@ -19,6 +19,7 @@ class Entry:
 COMMANDS: dict[str, Entry] = {
     "register": Entry(ops_nodes.register, stores=True),
     "heartbeat": Entry(ops_nodes.heartbeat),
+    "announce_key": Entry(ops_nodes.announce_key),
     "deregister": Entry(ops_nodes.deregister, stores=True),
     "rotate_key": Entry(ops_nodes.rotate_key, stores=True),
     "get_key_info": Entry(ops_nodes.get_key_info),

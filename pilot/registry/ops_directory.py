@@ -5,6 +5,7 @@ A node that is offline keeps its public attributes: peers still verify its key, 
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from pilot.registry import endpoint, fields, texts
@@ -79,6 +80,8 @@ def resolve(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
         reply["relay_only"] = True
     elif target.lan_addrs:
         reply["lan_addrs"] = list(target.lan_addrs)
+    if target.tunnel_key:
+        reply["tunnel_key"] = base64.b64encode(target.tunnel_key).decode()
     return reply
 
 

@@ -1,4 +1,4 @@
-"""Commands of a node about itself: register, heartbeat, deregister, rotate_key, get_key_info (registry.md sections 4, 5).
+"""Commands of a node about itself: register, heartbeat, announce_key, deregister, rotate_key, get_key_info (registry.md 4, 5).
 
 Registration needs no signature in the first releases, so what an unsigned one may do is limited: it creates nodes, brings a node
 back, changes the port at the address it already has. An address it moves a live node to counts only after a signed heartbeat on
@@ -14,8 +14,10 @@ from pilot.registry import endpoint, fields, texts
 from pilot.registry.core import MISSIGNED, UNSIGNED, Claim, Peer, Registry, key_text, rfc3339
 from pilot.registry.fields import Refused, Request
 from pilot.registry.state import Node
+from pilot.wire.frames import parse_pila
 
 OWNER_MAX = 256  # characters
+MAX_PILA = 512  # bytes; with the records of today 231
 _VERSION = re.compile(r"[A-Za-z0-9.+_-]{1,32}")
 PROTOCOL_VERSION = 1
 
@@ -61,6 +63,7 @@ def register(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
         "public_key": sent_key,
         "observed_addr": observed,
         "protocol_version": PROTOCOL_VERSION,
+        "announce_key": True,
     }
     name = fields.text(request, "hostname")
     if name:
@@ -118,6 +121,7 @@ def _version(sent: str) -> str:
 def _move(reg: Registry, peer: Peer, node: Node, claim: Claim) -> bool:
     node.endpoint, node.lan_addrs = claim.endpoint, claim.lan_addrs
     node.relay_only, node.version = claim.relay_only, claim.version
+    node.tunnel_key = b""  # perhaps of a former process
     return reg.arrive(node, peer.ip)
 
 
@@ -140,6 +144,21 @@ def heartbeat(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
         _move(reg, peer, node, claim)
     reg.state.alive(node, reg.clock())
     return {"time": reg.now_unix()}
+
+
+def announce_key(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:
+    """The PILA by which the node answers those who want a session (docs/wire-extensions.md 9): `resolve` tells it. Not stored."""
+    node = reg.online(fields.number(request, "node_id"))
+    reg.require_signature(peer, node, texts.of_node("announce_key", node.id), request)
+    try:
+        sent = fields.decode_base64(fields.text(request, "tunnel_key"))
+    except ValueError as error:
+        raise Refused(f"invalid tunnel_key: {error}") from None
+    pila = parse_pila(sent[:MAX_PILA])
+    if pila is None or len(sent) > MAX_PILA or pila.node != node.id or pila.ed25519 != node.key or not pila.verify():
+        raise Refused("invalid tunnel_key: no PILA of this node")
+    node.tunnel_key = sent
+    return {}
 
 
 def deregister(reg: Registry, peer: Peer, request: Request) -> dict[str, Any]:

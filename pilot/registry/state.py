@@ -45,6 +45,7 @@ class Node:
     lan_addrs: tuple[str, ...] = ()
     relay_only: bool = False
     version: str = ""
+    tunnel_key: bytes = b""  # the PILA that the node had announced; its holder alone can make one, its readers check that
     seen: float = 0.0  # clock of the last sign of life
     previous_key: bytes | None = None  # for the repeat of a rotate_key whose reply was lost
     expected: bool = False  # online at the last stop and not back yet
@@ -225,6 +226,7 @@ class State:
         node.online = False
         node.endpoint = node.ip = ""
         node.lan_addrs = ()
+        node.tunnel_key = b""
         node.expected = False
         node.departed = now_unix
         self.save(node)

@@ -196,8 +196,9 @@ def read_addresses(reply: Mapping[str, Any], local: list[str], own: str | None) 
     """The usable endpoints in a registry reply. LAN addresses count only if the peer can be on our LAN: in
     one subnet with us, or
     behind the same public address."""
+    pila = _announcement(reply)
     if reply.get("relay_only") is True:
-        return Addresses(relay_only=True)
+        return Addresses(relay_only=True, pila=pila)
     registered: list[tuple[str, int]] = []
     for field in ("real_addr", "endpoint"):
         found = parse_addr(str(reply.get(field) or ""))
@@ -212,4 +213,12 @@ def read_addresses(reply: Mapping[str, Any], local: list[str], own: str | None) 
             continue
         if near or any(same_subnet(found[0], host) for host in local):
             lan.append(found)
-    return Addresses(tuple(registered), tuple(lan[:4]))
+    return Addresses(tuple(registered), tuple(lan[:4]), pila=pila)
+
+
+def _announcement(reply: Mapping[str, Any]) -> bytes:
+    text = reply.get("tunnel_key")
+    try:
+        return base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+    except binascii.Error:
+        return b""

@@ -64,6 +64,7 @@ class Traversal:
     ) -> None:
         self.observers: list[Callable[[Decision], None]] = []
         self.on_endpoint: list[Callable[[Addr], None]] = []
+        self.on_new_key: list[Callable[[], None]] = []
         self._plane = plane
         self._config = config
         self._clock = config.clock
@@ -254,12 +255,19 @@ class Traversal:
         """The identity signs with another key now: what is announced from here on carries it. Sessions stay."""
         self._exchange.identity_changed()
 
+    @property
+    def announcement(self) -> bytes:
+        """What the registry may tell peers of our tunnel key: a PILA, b"" while not registered."""
+        return self._exchange.announcement
+
     def rotate_keys(self) -> bool:
         """New tunnel key for this process; peers move over without losing packets. False if the last was less
         than a minute ago."""
         rotated = self._exchange.rotate(self._clock())
         if rotated:
             self._key_life.renew(self._clock(), self._moved())
+            for observer in list(self.on_new_key):
+                observer()
         self.paths.flush(self._clock())
         self._arm()
         return rotated

@@ -105,6 +105,9 @@ class PeerActions:
 
     def _session_gone(self, node: int, now: float) -> None:
         self.exchange.session_gone(node)
+        self._path_without_session(node, now)
+
+    def _path_without_session(self, node: int, now: float) -> None:
         machine = self._machines.find(node)
         if machine and machine.session:
             machine.session_gone(now)
@@ -161,6 +164,10 @@ class PeerActions:
             self._questions.ask_key(action.node, action.fresh)
         elif isinstance(action, key.InstallKey):
             self._install(action, now)
+        elif isinstance(action, key.DropKey):
+            with suppress(CoreError):  # the data plane has dropped it by itself
+                self._plane.drop_session(action.node)
+            self._path_without_session(action.node, now)
         elif isinstance(action, key.ProbeKey):
             self._probe_key(action)
         elif isinstance(action, key.AddressHint):
@@ -181,6 +188,8 @@ class PeerActions:
     def _install(self, action: key.InstallKey, now: float) -> None:
         caps = action.caps
         try:
+            if action.anew:
+                self._plane.drop_session(action.node)
             self._plane.install_key(
                 action.node,
                 action.key,
@@ -189,6 +198,7 @@ class PeerActions:
                 caps.max_segment if caps else 0,
                 caps.reorder_segments if caps else 0,
                 action.era1,
+                action.foretold,
             )
         except CoreError:
             self._session_gone(action.node, now)  # the data plane is full
@@ -198,7 +208,7 @@ class PeerActions:
         if action.pending:
             machine.key_pending(now + proof.PENDING_S)
             return
-        machine.key_settled(False, now)
+        machine.key_settled(action.anew, now)
         machine.session_ready(action.direct, now)
         self._claim_punches(machine, now)
 

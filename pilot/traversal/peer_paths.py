@@ -46,11 +46,12 @@ GIVE_UP_S = 600.0  # a peer that answered nothing for so long has no session any
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The registry's word on where a node is. lan: only those worth trying from here."""
+    """The registry's word on where a node is, and under which key. lan: only those worth trying from here."""
 
     registered: tuple[Addr, ...] = ()
     lan: tuple[Addr, ...] = ()
     relay_only: bool = False
+    pila: bytes = b""  # the registry's copy of the node's key announcement
 
 
 class PeerPaths(PeerActions):
@@ -162,6 +163,8 @@ class PeerPaths(PeerActions):
         self._claim_punches(machine, now)
         self._dirty[node] = None
         self.exchange.address_known(node, now)
+        if found.pila:
+            self.exchange.foretold(node, found.pila, now)
         self.flush(now)
 
     # ---- events ----

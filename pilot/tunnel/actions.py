@@ -49,7 +49,8 @@ class InstallKey:
     peer proves it.
     `direct`: the exchange came directly, so a direct path may work. Same `key_id` as the live session: only
     `caps` are new,
-    and a pending key is withdrawn. `era1`: the key of era 1, where the peer may be of it."""
+    and a pending key is withdrawn. `era1`: the key of era 1, where the peer may be of it. `foretold`: the peer itself has not
+    said the key yet. `anew`: the session that exists was foretold wrongly, it goes."""
 
     node: int
     key: bytes
@@ -58,6 +59,15 @@ class InstallKey:
     pending: bool
     direct: bool
     era1: bytes | None = None
+    foretold: bool = False
+    anew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DropKey:
+    """The data plane's session with `node` was foretold wrongly: it goes."""
+
+    node: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,7 @@ Action = (
     | SendRelay
     | NeedPeerKey
     | InstallKey
+    | DropKey
     | ProbeKey
     | AddressHint
     | KeyRefused

@@ -23,6 +23,7 @@ from pilot.tunnel.actions import (
     Action,
     Addr,
     AddressHint,
+    DropKey,
     ExchangeGaveUp,
     InstallKey,
     KeyRefused,
@@ -46,6 +47,7 @@ NO_SESSION_EVERY_S = 3.0
 KEY_LOOKUP_EVERY_S = 3.0  # a failed registry lookup is not repeated sooner
 KEY_REFRESH_EVERY_S = 10.0  # nor is a mismatch asked about again
 REPORT_EVERY_S = 60.0
+FORETOLD_S = 0.9  # a peer that has not spoken by then is not where the registry's word is from
 ROTATE_EVERY_S = 60.0
 ROLLOVER_S = 0.05  # between two peers that move to a rotated key
 
@@ -65,6 +67,7 @@ class ExchangeStats:
     weak_key: int = 0
     stale_key: int = 0
     installed: int = 0
+    foretold: int = 0
 
 
 class KeyExchange:
@@ -147,6 +150,11 @@ class KeyExchange:
         peer = self._peers.find(node)
         return peer is not None and peer.pending is not None and peer.pending.key_id == key_id
 
+    @property
+    def announcement(self) -> bytes:
+        """The PILA that others may be told before they ask for it; b"" while not registered."""
+        return self._own.pila if self._own else b""
+
     # ---- demand ----
 
     def want(self, node: int, now: float, hold: float = WANT_S) -> None:
@@ -167,6 +175,15 @@ class KeyExchange:
         peer = self._peers.find(node)
         if self._own and peer and peer.wanted(now) and peer.next_send is not None:
             self._send(peer, self._own.pila, now, relay=False)
+
+    def foretold(self, node: int, pila: bytes, now: float) -> None:
+        """The registry's copy of the PILA of `node` (docs/wire-extensions.md 9), judged like one of the peer's own. What is sent
+        under it reaches the peer after our PILA, which `want` has sent; dials that come too early all the same begin
+        again when the peer's PILA is here."""
+        peer = self._peers.find(node)
+        if peer and not peer.live and peer.wanted(now):
+            peer.foretold = pila
+            self._use_foretold(peer, now)
 
     def session_gone(self, node: int) -> None:
         """The data plane holds no session for `node` any more."""
@@ -215,6 +232,7 @@ class KeyExchange:
             if peer.pin and key != peer.pin:
                 self._report(peer, key, "registry", now)
             peer.registered = key
+        self._use_foretold(peer, now)
         waiting, peer.waiting = peer.waiting, None
         if not waiting or not self._own:
             return
@@ -364,12 +382,13 @@ class KeyExchange:
             self.stats.weak_key += 1
             return
         self.stats.installed += 1
-        if peer.live is None:
+        if not peer.agreed:
             # Before our answer leaves: what the peer sends when it has that may come faster than the next command of ours, and a
             # datagram is not repeated. What waits here for the peer waited with a PILA of ours on the way.
+            anew = peer.live is not None
             peer.live = session
             self._out.append(
-                InstallKey(peer.node, session.key, session.key_id, session.caps, False, not relayed, self._era1(session))
+                InstallKey(peer.node, session.key, session.key_id, session.caps, False, not relayed, self._era1(session), anew=anew)
             )
             self._reply(peer, addr, relayed, now)
         else:
@@ -380,9 +399,29 @@ class KeyExchange:
             peer.next_send = now + RESEND_S[0]
         self._arm(peer)
 
+    def _use_foretold(self, peer: PeerRecord, now: float) -> None:
+        if not peer.foretold or peer.live or not peer.identity or not self._own:
+            return
+        pila, peer.foretold = parse_pila(peer.foretold), b""
+        if not pila or pila.node != peer.node or pila.ed25519 != peer.identity or not pila.verify():
+            return
+        if pila.x25519 == peer.doubted or peer.is_old(pila.x25519, now):
+            return
+        session = self._agree(pila.x25519, pila.caps, now)
+        if session:
+            session.foretold = True
+            peer.live = session
+            self.stats.foretold += 1
+            self._out.append(InstallKey(peer.node, session.key, session.key_id, session.caps, False, False, foretold=True))
+
     def _same_key(
         self, peer: PeerRecord, known: Session, pila: Pila, addr: Addr, relayed: bool, now: float
     ) -> None:
+        if known.foretold:
+            known.foretold = False
+            self._out.append(InstallKey(peer.node, known.key, known.key_id, known.caps, False, not relayed))
+            if not known.proved:
+                self._reply(peer, addr, relayed, now)  # as to a key that is new to us
         # A frame without its trailer is what somebody on the way makes of it: capabilities are never taken
         # back under one key.
         if known is peer.live and pila.caps is not None and pila.caps != known.caps:
@@ -457,6 +496,11 @@ class KeyExchange:
     # ---- sending ----
 
     def _retransmit(self, peer: PeerRecord, now: float) -> None:
+        live = peer.live
+        if live and not peer.agreed and now - live.at >= FORETOLD_S:
+            peer.live = None
+            peer.doubted = live.public
+            self._out.append(DropKey(peer.node))
         if peer.want_until >= now:
             self._send_round(peer, now)
             return
@@ -469,7 +513,7 @@ class KeyExchange:
         assert self._own
         peer.attempts += 1
         self._send(peer, self._own.pila, now)
-        if peer.attempts > 1 and peer.live is None:
+        if peer.attempts > 1 and not peer.agreed:
             # The peer may hold our key already and take our PILA for a keepalive; a PILK is always answered.
             self._send(peer, self._own.pilk, now)
         peer.next_send = now + RESEND_S[min(peer.attempts, len(RESEND_S)) - 1]

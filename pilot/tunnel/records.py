@@ -28,6 +28,7 @@ class Session:
     at: float
     caps: Capabilities | None
     proved: bool = False
+    foretold: bool = False  # by the registry; the peer has not said it yet
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class PeerRecord:
     waiting: tuple[bytes, Addr, bool] | None = (
         None  # newest frame that waits for the answer: data, from, relayed
     )
+    foretold: bytes = b""  # the registry's copy of a PILA, until it can be judged
+    doubted: bytes = b""  # the X25519 key that was foretold last, in vain
     live: Session | None = None
     pending: Session | None = None
     pending_from: Addr | None = None
@@ -92,6 +95,11 @@ class PeerRecord:
     def wanted(self, now: float) -> bool:
         """A session is wanted and not there yet."""
         return self.want_until >= now and not self.proved
+
+    @property
+    def agreed(self) -> bool:
+        """The peer has said or shown the live key: that it was foretold matters no more."""
+        return self.live is not None and (self.live.proved or not self.live.foretold)
 
     def may_send(self, relay: bool, now: float) -> bool:
         """Counts one frame on a route; False if the peer would drop it for its rate."""

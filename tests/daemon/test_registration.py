@@ -51,6 +51,9 @@ class Script:
     async def deregister(self) -> None:
         await self._answer("deregister")
 
+    async def announce_key(self, pila: bytes) -> Any:
+        return await self._answer("announce_key", pila, {})
+
     async def set_hostname(self, hostname: str) -> Any:
         return await self._answer("set_hostname", hostname, {"hostname": hostname})
 
@@ -78,12 +81,16 @@ class Place:
         self.addr = "198.51.100.7:4000"
         self.again: list[bool] = []
         self.beacons: list[str] = []
+        self.pila = b"one"
 
     def listen_addr(self) -> str:
         return self.addr
 
     def lan_addrs(self) -> list[str]:
         return ["10.0.0.2:4000"]
+
+    def announcement(self) -> bytes:
+        return self.pila
 
     def trusted(self) -> Iterable[int]:
         return (5, 6)
@@ -318,3 +325,21 @@ async def test_names_are_kept_for_an_outage_and_refusals_are_not() -> None:
 def test_beacons_a_registry_may_name(text: str, local: bool, good: bool) -> None:
     """A registry must not be able to aim its nodes at their own hosts' services."""
     assert usable_beacon(text, local) is good
+
+
+async def test_a_registry_of_our_kind_learns_the_tunnel_key(case: Case) -> None:
+    reg = await case.start(keepalive=30.0)
+    reg.key_changed()
+    await asyncio.sleep(0.05)
+    assert "announce_key" not in case.registry.names(), "others do not know the command"
+    case.registry.register_reply["announce_key"] = True
+    reg.endpoint_changed()
+    await until(lambda: ("announce_key", b"one") in case.registry.asked, "it is told with the registration")
+    case.place.pila = b"two"
+    reg.key_changed()
+    await until(lambda: ("announce_key", b"two") in case.registry.asked, "and when there is another")
+    assert case.registry.names().count("register") == 2
+    case.registry.faults["announce_key"] = [DOWN]
+    reg.key_changed()
+    await asyncio.sleep(0.05)
+    assert case.task and not case.task.done()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from registry_support import Identity, Lab, registration, until
 
 from pilot.registry.config import RegistryConfig
+from pilot.wire.frames import build_pila
 
 NOT_THERE = {"type": "error", "error": "node 1: node not found"}
 UNSIGNED = {"type": "error", "error": "signature required for authenticated node"}
@@ -201,3 +204,31 @@ async def test_lan_addresses_and_relay_only(lab: Lab) -> None:
     reply = await other.resolve(1)
     assert reply["real_addr"] == "198.51.100.1:9001" and reply["relay_only"] is True and "lan_addrs" not in reply
     assert "127.0.0.1:4000" not in str(await other.ask("lookup", node_id=1))
+
+
+async def test_resolve_tells_the_announced_tunnel_key(lab: Lab) -> None:
+    """Only what the node itself has signed, as long as it is there, until it registers anew or has another identity."""
+    node, other = await lab.node("127.0.0.2"), await lab.node("127.0.0.3", listen_addr=":5000")
+    assert "tunnel_key" not in await other.resolve(1)
+    await node.own("set_visibility", public=True)
+    pila = build_pila(1, bytes(range(32)), node.identity)
+    text = base64.b64encode(pila).decode()
+    assert await node.own("announce_key", tunnel_key=text) == {"type": "announce_key_ok"}
+    assert (await other.resolve(1))["tunnel_key"] == text
+    wrong = (
+        "", "?", base64.b64encode(pila[:135]).decode(), base64.b64encode(pila + bytes(400)).decode(),
+        base64.b64encode(build_pila(2, bytes(range(32)), node.identity)).decode(),
+        base64.b64encode(build_pila(1, bytes(range(32)), other.identity)).decode(),
+        base64.b64encode(pila[:72] + bytes(64)).decode(),
+    )  # fmt: skip
+    for value in wrong:
+        assert "invalid tunnel_key" in (await node.own("announce_key", tunnel_key=value))["error"]
+    assert (await other.resolve(1))["tunnel_key"] == text
+    stranger = await lab.connect("127.0.0.9")
+    refused = await stranger.ask({"type": "announce_key", "node_id": 1, "tunnel_key": text})
+    assert refused["type"] == "error", "an older announcement is not for others to repeat"
+    await node.raw.ask(registration(node.identity))
+    assert "tunnel_key" not in await other.resolve(1)
+    await node.own("announce_key", tunnel_key=text)
+    await node.own("deregister")
+    assert lab.server.core.state.nodes[1].tunnel_key == b""

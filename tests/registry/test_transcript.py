@@ -21,7 +21,7 @@ TOLD = (
     "invalid", "require", "signature",
 )  # fmt: skip
 NEWER_FIELDS = {
-    "register": {"observed_addr", "protocol_version"},
+    "register": {"observed_addr", "protocol_version", "announce_key"},
     "resolve": {"key_age_days"},
     "lookup": {"version"},
 }

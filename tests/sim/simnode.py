@@ -351,6 +351,8 @@ class SimNode:
     def _registered(self, done: object) -> None:
         if done:
             self.paths.set_node(self.number, self.now)
+            pila = self.paths.exchange.announcement
+            self.world.ask_registry(self, lambda: self.world.announce(self.number, pila), lambda _: None)
         else:
             self._register()
 

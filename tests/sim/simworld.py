@@ -32,6 +32,7 @@ class World:
         self.registry_up = True
         self.registry_delay_s = 0.010
         self.sent = 0  # datagrams of nodes, without their questions to beacons
+        self.announced: dict[int, bytes] = {}
         self.endpoints: dict[int, Addr] = {}
         self._sockets: dict[Addr, SimBeacon] = {}
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
@@ -221,6 +222,10 @@ class World:
             beacon.relay.vouch(node.number, endpoint[0])
         return True
 
+    def announce(self, node: int, pila: bytes) -> None:
+        """The registry takes a key announcement: true until the node starts again or rotates."""
+        self.announced[node] = pila
+
     def registry_key(self, node: int) -> bytes | None:
         known = self.nodes.get(node)
         return known.identity.public_key if known else None
@@ -230,10 +235,10 @@ class World:
         if not known:
             return None
         if known.hidden or known.compat.active:
-            return Addresses(relay_only=True)
+            return Addresses(relay_only=True, pila=self.announced.get(node, b""))
         endpoint = self.endpoints.get(node)
         lan = known.lan if asking.nat is known.nat and known.nat else ()
-        return Addresses((endpoint,) if endpoint else (), lan)
+        return Addresses((endpoint,) if endpoint else (), lan, pila=self.announced.get(node, b""))
 
     # ---- time ----
 
