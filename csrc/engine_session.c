@@ -321,12 +321,12 @@ static void note_path(pl_engine *e, pl_peer *p, const pl_key *k, const pl_addr *
   } else if (p->relay == relayed && pl_addr_eq(&p->path, from)) {
     if (k == p->cur) p->moved = false;
     return;
-  } else if (p->moved && k == p->cur && !relayed && !p->relay) {
-    /* A restarted peer speaks from its new address, and the old one would swallow what it asks for until probes find out. Only the
-     * peer can seal under the new key; whether this address answers is checked afterwards. */
+  } else if (p->moved && k == p->cur && !p->relay) {
+    /* A restarted peer speaks from its new address or through a beacon, and the old address would swallow what it asks for until probes
+     * find out. Only the peer can seal under the new key; whether this address answers is checked afterwards. */
     p->moved = false;
     moves = true;
-    pl_engine_set_path(e, p->node, from, false, e->now_ns);
+    pl_engine_set_path(e, p->node, from, relayed, e->now_ns);
   }
   unsigned slot = 0;
   for (unsigned i = 0; i < 2; i++) {

@@ -736,6 +736,32 @@ static void restarted_elsewhere(bool heard_first) {
   pair_free(&p);
 }
 
+static bool former_address(pair *p, const pair_gram *g) {
+  return pl_addr_eq(&g->to, &p->n[0].addr) && pl_addr_eq(&g->from, &p->n[1].addr);
+}
+
+/* The same when it is heard through a beacon first: a dial of a restarted peer is answered there, not where nobody is any more. */
+static void restarted_behind_a_relay(void) {
+  pl_engine_cfg c = pair_cfg();
+  pair p;
+  pair_init(&p, &c);
+  pair_join(&p, NULL, 3);
+  pl_engine *a = p.n[0].e, *b = p.n[1].e;
+  CHECK(pl_engine_listen(b, 80, PL_OWNER_APP, 0, false) == PL_OK);
+  pair_inject(&p, 1, 7, 1, pair_packet(&p, 1, PL_PROTO_CONTROL, 0, 1, 0));
+  p.key[5] ^= 0x55;
+  CHECK(pl_engine_install_key(b, p.n[0].node, p.key, 2, NULL, false, p.now) == PL_OK);
+  CHECK(pl_engine_drop_session(a, p.n[1].node) == PL_OK);
+  CHECK(pl_engine_install_key(a, p.n[1].node, p.key, 2, NULL, false, p.now) == PL_OK);
+  CHECK(pl_engine_set_path(a, p.n[1].node, &p.beacon, true, p.now) == PL_OK);
+  p.drop = former_address;
+  CHECK(pl_engine_dial(a, 0, 0, p.n[1].node, 80, 0, 20 * S, p.now) > 0);
+  pair_run(&p, 100 * MS);
+  CHECK(pair_count(&p, 0, PL_EV_CONN_OPEN) == 1 && path_is(&p, 1, p.beacon));
+  CHECK(pair_last(&p, 1, PL_EV_PATH_SEEN)->a && pair_last(&p, 1, PL_EV_PATH_SEEN)->relayed);
+  pair_free(&p);
+}
+
 /* Something goes to an active peer at least every 25 s, whenever it became active; a stranger is forgotten. */
 static void keepalive(void) {
   pl_engine_cfg c = pair_cfg();
@@ -950,6 +976,7 @@ int main(void) {
   paths();
   restarted_elsewhere(false);
   restarted_elsewhere(true);
+  restarted_behind_a_relay();
   keepalive();
   resting();
   rest_keeps_the_window();

@@ -198,6 +198,17 @@ class PathMachine(PathRace):
             self._relay_at = now + RELAY_GRACE_S
             candidate.burst((0.0, 0.25), now)
 
+    def moved_behind_relay(self, now: float) -> None:
+        """The peer has replaced its key and speaks through a beacon: it has restarted, perhaps elsewhere. The data plane has
+        followed it already; the direct path takes over again when it answers."""
+        path, relay = self.active, self._ways.best_relay()
+        if path and not path.relay:
+            path.burst((0.0,), now)
+            if relay:
+                self._activate(relay, now)
+            else:
+                self._out.append(SetPath(path.addr, path.relay))
+
     def _left_by_peer(self, now: float) -> None:
         """The peer sends through a beacon while we send directly: perhaps because the direct path is dead."""
         path = self.active

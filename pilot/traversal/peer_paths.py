@@ -188,7 +188,9 @@ class PeerPaths(PeerActions):
         elif kind == EV_PATH_SEEN and event.addr:
             if self.exchange.has_session(event.node):
                 touched = self._touch(event.node, now)
-                if event.a:
+                if event.a and event.relayed:
+                    touched.moved_behind_relay(now)
+                elif event.a:
                     touched.moved(event.addr, now)
                 else:
                     touched.seen(event.addr, event.relayed, now)

@@ -169,6 +169,23 @@ def test_a_restarted_peer_is_followed_and_the_relay_takes_over_unless_it_answers
     assert d.of(SetPath)[-1] == (SetPath(there, False) if answers else SetPath(BEACON, True))
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_restarted_peer_is_followed_behind_the_relay_until_its_address_answers(answers: bool) -> None:
+    d = Driver()
+    d.answers = {(BEACON, True): 0.04, (PEER, False): 0.012}
+    d.start(direct=True)
+    d.run(2.0)
+    assert d.machine.phase is Phase.DIRECT
+    if not answers:
+        del d.answers[PEER, False]
+    d.machine.key_settled(True, d.now)
+    d.machine.moved_behind_relay(d.now)
+    d.run(0.001)
+    assert d.of(SetPath)[-1] == SetPath(BEACON, True)
+    d.run(1.0)
+    assert d.of(SetPath)[-1] == (SetPath(PEER, False) if answers else SetPath(BEACON, True))
+
+
 def test_nothing_goes_to_a_foreign_nat_before_the_punch() -> None:
     """It could spoil the port the peer is known by. The relay carries meanwhile, the local network is not concerned."""
     d = Driver()
