@@ -750,9 +750,9 @@ static void restarted_behind_a_relay(void) {
   CHECK(pl_engine_listen(b, 80, PL_OWNER_APP, 0, false) == PL_OK);
   pair_inject(&p, 1, 7, 1, pair_packet(&p, 1, PL_PROTO_CONTROL, 0, 1, 0));
   p.key[5] ^= 0x55;
-  CHECK(pl_engine_install_key(b, p.n[0].node, p.key, 2, NULL, false, p.now) == PL_OK);
+  CHECK(pl_engine_install_key(b, p.n[0].node, p.key, 2, NULL, p.now) == PL_OK);
   CHECK(pl_engine_drop_session(a, p.n[1].node) == PL_OK);
-  CHECK(pl_engine_install_key(a, p.n[1].node, p.key, 2, NULL, false, p.now) == PL_OK);
+  CHECK(pl_engine_install_key(a, p.n[1].node, p.key, 2, NULL, p.now) == PL_OK);
   CHECK(pl_engine_set_path(a, p.n[1].node, &p.beacon, true, p.now) == PL_OK);
   p.drop = former_address;
   CHECK(pl_engine_dial(a, 0, 0, p.n[1].node, 80, 0, 20 * S, p.now) > 0);

@@ -66,7 +66,7 @@ static void begin(pair *p, bool accept, const pl_caps *caps) {
   free(two);
   pl_engine *e = p->n[1].e;
   CHECK(pl_engine_set_trusted(e, p->n[0].node, true) == PL_OK);
-  CHECK(pl_engine_install_keys(e, p->n[0].node, p->key, era1_key, 1, caps, p->now) == PL_OK);
+  CHECK(pl_engine_install_keys(e, p->n[0].node, p->key, era1_key, 1, caps, false, p->now) == PL_OK);
   CHECK(pl_engine_set_path(e, p->n[0].node, &p->n[0].addr, false, p->now) == PL_OK);
   CHECK(pl_engine_listen(e, 7, PL_OWNER_APP, 0, false) == PL_OK);
 }
@@ -156,10 +156,10 @@ static void no_way_down(void) {
   inject_era1(&p, 7, 2);
   CHECK(pair_stats(&p, 1).drop_auth == 1 && pair_stats(&p, 1).opened_era1 == 0);
   uint8_t second[32] = {2};
-  CHECK(pl_engine_install_keys(e, a, second, era1_key, 2, NULL, p.now) == PL_OK); /* beside the live one */
+  CHECK(pl_engine_install_keys(e, a, second, era1_key, 2, NULL, false, p.now) == PL_OK); /* beside the live one */
   inject_era1(&p, 8, 1);
   CHECK(pair_stats(&p, 1).drop_auth == 2 && pair_peer(&p, 1).key_id == 1);
-  CHECK(pl_engine_drop_session(e, a) == PL_OK && pl_engine_install_keys(e, a, p.key, era1_key, 3, NULL, p.now) == PL_OK);
+  CHECK(pl_engine_drop_session(e, a) == PL_OK && pl_engine_install_keys(e, a, p.key, era1_key, 3, NULL, false, p.now) == PL_OK);
   inject_era1(&p, 9, 1);
   CHECK(pair_stats(&p, 1).drop_auth == 3 && !pair_peer(&p, 1).proved);
   CHECK(pl_engine_probe(e, a, &p.n[0].addr, false, 9, p.now) == PL_OK);
@@ -176,7 +176,7 @@ static void no_way_down(void) {
   memcpy(old_era1, era1_key, 32);
   p.key[0] ^= 1;
   uint8_t other[32] = {3};
-  CHECK(pl_engine_install_keys(e, a, p.key, other, 2, NULL, p.now) == PL_OK);
+  CHECK(pl_engine_install_keys(e, a, p.key, other, 2, NULL, false, p.now) == PL_OK);
   pair_inject(&p, 1, 8, 1, ping_of(&p));
   CHECK(pair_peer(&p, 1).era == 2 && pair_peer(&p, 1).key_id == 2);
   inject_era1(&p, 7, 2); /* under the replaced key, for ten seconds */
@@ -194,16 +194,16 @@ static void announced(void) {
   inject_era1(&p, 7, 1);
   CHECK(pair_stats(&p, 1).drop_auth == 1);
   uint8_t second[32] = {2}; /* an old announcement must not shut out a peer that went back to a release of era 1 */
-  CHECK(pl_engine_install_keys(p.n[1].e, p.n[0].node, second, era1_key, 2, NULL, p.now) == PL_OK);
+  CHECK(pl_engine_install_keys(p.n[1].e, p.n[0].node, second, era1_key, 2, NULL, false, p.now) == PL_OK);
   inject_era1(&p, 7, 2);
   CHECK(pair_stats(&p, 1).opened_era1 == 1 && pair_peer(&p, 1).key_id == 2);
   pair_free(&p);
 
   begin(&p, true, NULL);
-  CHECK(pl_engine_install_keys(p.n[1].e, p.n[0].node, p.key, NULL, 1, NULL, p.now) == PL_OK); /* a repeated frame says nothing new */
+  CHECK(pl_engine_install_keys(p.n[1].e, p.n[0].node, p.key, NULL, 1, NULL, false, p.now) == PL_OK); /* a repeated frame says nothing new */
   inject_era1(&p, 7, 1);
   CHECK(pair_stats(&p, 1).opened_era1 == 1);
-  CHECK(pl_engine_install_keys(p.n[1].e, p.n[0].node, p.key, NULL, 1, &own_kind, p.now) == PL_OK);
+  CHECK(pl_engine_install_keys(p.n[1].e, p.n[0].node, p.key, NULL, 1, &own_kind, false, p.now) == PL_OK);
   inject_era1(&p, 7, 2);
   CHECK(pair_stats(&p, 1).opened_era1 == 1 && pair_stats(&p, 1).drop_auth == 1);
   pair_inject(&p, 1, 7, 3, ping_of(&p));
@@ -223,7 +223,7 @@ static void replays(void) {
   /* The session is lost and comes back under the same keys, whose counters are remembered; the era is open again. */
   pl_engine *e = p.n[1].e;
   CHECK(pl_engine_drop_session(e, p.n[0].node) == PL_OK);
-  CHECK(pl_engine_install_keys(e, p.n[0].node, p.key, era1_key, 1, NULL, p.now) == PL_OK);
+  CHECK(pl_engine_install_keys(e, p.n[0].node, p.key, era1_key, 1, NULL, false, p.now) == PL_OK);
   inject_era1(&p, 7, 1);
   pair_inject(&p, 1, 7, 1, ping_of(&p));
   CHECK(pair_stats(&p, 1).opened_ok == 1 && pair_stats(&p, 1).drop_replay == 4 && !pair_peer(&p, 1).proved);
@@ -278,7 +278,7 @@ static void new_keys(void) {
   pair_run(&p, S);
   p.key[3] ^= 1;
   era1_key[3] ^= 1;
-  CHECK(pl_engine_install_keys(e, a, p.key, era1_key, 2, NULL, p.now) == PL_OK);
+  CHECK(pl_engine_install_keys(e, a, p.key, era1_key, 2, NULL, false, p.now) == PL_OK);
   sent.era1 = sent.era2 = 0;
   for (unsigned i = 0; i < 4; i++) CHECK(pl_engine_probe(e, a, &p.n[0].addr, false, i, p.now) == PL_OK);
   pair_run(&p, MS);
@@ -299,7 +299,7 @@ static void both_ours(void) {
   for (unsigned i = 0; i < 2; i++) {
     pair_end *me = &p.n[i], *peer = &p.n[!i];
     CHECK(pl_engine_set_trusted(me->e, peer->node, true) == PL_OK);
-    CHECK(pl_engine_install_keys(me->e, peer->node, p.key, era1_key, 1, NULL, p.now) == PL_OK); /* the announcements were cut off */
+    CHECK(pl_engine_install_keys(me->e, peer->node, p.key, era1_key, 1, NULL, false, p.now) == PL_OK); /* the announcements were cut off */
     CHECK(pl_engine_set_path(me->e, peer->node, &peer->addr, false, p.now) == PL_OK);
   }
   CHECK(pl_engine_listen(p.n[1].e, 7, PL_OWNER_ECHO, 0, false) == PL_OK);

@@ -387,8 +387,9 @@ class KeyExchange:
             # datagram is not repeated. What waits here for the peer waited with a PILA of ours on the way.
             anew = peer.live is not None
             peer.live = session
+            era1 = self._era1(session)
             self._out.append(
-                InstallKey(peer.node, session.key, session.key_id, session.caps, False, not relayed, self._era1(session), anew=anew)
+                InstallKey(peer.node, session.key, session.key_id, session.caps, False, not relayed, era1, anew=anew)
             )
             self._reply(peer, addr, relayed, now)
         else:
