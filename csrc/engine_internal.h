@@ -56,7 +56,7 @@ typedef struct pl_key {
   pl_caps caps;
   bool proved;         /* a frame under it was opened */
   uint8_t era;         /* enum pl_era */
-  bool foretold;       /* nor has the peer said it to us: until then nothing goes out under it but what is repeated */
+  bool foretold;       /* not proved, nor said to us by the peer: until then nothing goes out under it but what is repeated */
   pl_era1 era1[];      /* one, while the era is not PL_ERA_2; counter and replay windows serve both */
 } pl_key;
 
