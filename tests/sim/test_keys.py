@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from simworld import SimIdentity, SimNode, World
 from test_events import Stream, connected
-from test_matrix import talk
+from test_matrix import RTT_S, talk
 
 from pilot.traversal.decisions import Step
 from pilot.traversal.path_actions import Phase
@@ -160,3 +160,24 @@ def test_lost_session_comes_back() -> None:
     a.send(conn, b"still there?" * 10)
     assert world.run(5.0, lambda: b.received(a).endswith(b"still there?"))
     assert a.machine(b).phase is Phase.DIRECT
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_cold_dial_by_the_registrys_word(seed: int, stale: bool) -> None:
+    """One round trip after the registry's answer; an announcement of a former process costs what there is without one."""
+    world = World(seed)
+    a, b = world.pair("symmetric", "symmetric")
+    world.run(1.0)
+    if stale:
+        told = world.announced[b.number]
+        b.stop()
+        b.start()
+        b.trust(a)
+        world.run(1.0)
+        world.announced[b.number] = told
+    first_byte = talk(world, a, b)
+    assert a.paths.exchange.stats.foretold == 1
+    assert first_byte < (4 if stale else 3) * RTT_S + 0.020
+    world.run(5.0)
+    assert a.paths.exchange.is_proved(b.number) and a.paths.exchange.stats.foretold == 1
