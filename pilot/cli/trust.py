@@ -52,7 +52,8 @@ def untrust(s: Session) -> None:
 
 def pending(s: Session) -> None:
     """Who asks for trust."""
-    waiting = rows(s.client.pending_handshakes(), "pending")
+    reply = s.client.pending_handshakes()
+    waiting, dropped = rows(reply, "pending"), number(reply.get("dropped"))
     if not waiting:
         s.out.done({"pending": []}, "no pending handshake requests")
         s.out.note("  nodes ask with: pilotctl handshake <this node>")
@@ -61,7 +62,10 @@ def pending(s: Session) -> None:
         (str(int(number(r.get("node_id")))), clean(str(r.get("justification") or ""))[:40], moment(r.get("received_at")))
         for r in waiting
     ]
-    s.out.done({"pending": waiting}, table(("NODE ID   ", "JUSTIFICATION".ljust(40), "RECEIVED"), lines))
+    shown = table(("NODE ID   ", "JUSTIFICATION".ljust(40), "RECEIVED"), lines)
+    s.out.done({"pending": waiting, "dropped": dropped} if dropped else {"pending": waiting}, shown)
+    if dropped:
+        s.out.note(f"  {int(dropped)} more found the list full: answer some of these, the others may ask again")
 
 
 def trusted(s: Session) -> None:

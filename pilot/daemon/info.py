@@ -130,6 +130,7 @@ def _common(node: Node, stats: dict[str, int], peers: list[Json], conns: list[Js
         "authenticated_peers": sum(p["session"] and p["proved"] for p in peers),
         "relay_peer_count": sum(p["has_path"] and p["relay"] for p in peers),
         "handshake_pending_count": len(node.trust.store.pending),
+        "handshake_dropped_count": node.trust.pending_dropped,
         "bytes_sent": stats["bytes_sent"],
         "bytes_recv": stats["bytes_recv"],
         "accept_queue_drops": stats["accept_queue_drops"],

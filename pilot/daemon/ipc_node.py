@@ -107,7 +107,8 @@ class NodeCommands:
             }
             for p in await self._node.trust.pending()
         ]
-        return _json({"pending": rows})
+        dropped = self._node.trust.pending_dropped
+        return _json({"pending": rows, "dropped": dropped} if dropped else {"pending": rows})
 
     async def _trusted(self, client: Client, request: rq.TrustedPeers) -> Reply:
         """The list stands under both keys: the published Python SDK looks for `peers` (ipc.md, quirk Q8)."""

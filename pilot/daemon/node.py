@@ -392,6 +392,7 @@ class Node:
             "pilot_registry_reachable": float(self.registration.reachable),
             "pilot_trusted_peers": float(len(self.trust.store.trusted)),
             "pilot_handshakes_pending": float(len(self.trust.store.pending)),
+            "pilot_handshakes_dropped": float(self.trust.pending_dropped),
             "pilot_client_requests": float(self.ipc.requests),
             "pilot_beacon_replies_forged": float(self.traversal.forged_replies),
             "pilot_webhook_dropped": float(self.webhook.stats.dropped),

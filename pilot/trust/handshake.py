@@ -316,8 +316,9 @@ class HandshakeMachine:
     def _make_pending(self, node: int, key: bytes, text: str, now: float, received: Emit) -> list[Action]:
         old = self.store.pending.get(node)
         if old is None and len(self.store.pending) >= MAX_PENDING:
-            self._drop("pending_full")
-            return [received]
+            self._drop("pending_full")  # one of them: this, or one that gives way
+            if not self.store.make_way(node, now):
+                return [received]
         if old is not None and not key:
             key = old.public_key
         self.store.pending[node] = PendingRequest(node, key, text, now)

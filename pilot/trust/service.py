@@ -215,6 +215,11 @@ class TrustService:
         await self._relay.poll(ON_DEMAND_S)
         return list(self.store.pending.values())
 
+    @property
+    def pending_dropped(self) -> int:
+        """Requests that found the list full, or gave way to others, since the start."""
+        return self.machine.stats.dropped.get("pending_full", 0)
+
     async def trusted(self) -> list[TrustedPeer]:
         """Trusted peers, after a look into the registry's inbox."""
         await self._relay.poll(ON_DEMAND_S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ from pilot.files import write_atomic
 MAX_BYTES = 64 << 20
 MAX_TRUSTED = 65536
 MAX_PENDING = 256
+KEPT_PENDING = 128  # of them, the earliest, give way to nobody
+MAX_DISPLACED = 4096
+ONCE_S = 86400.0
 MAX_REQUESTED = 1024
 MAX_TOLD = 1024
 PENDING_S = 30 * 86400.0
@@ -70,9 +74,28 @@ class TrustStore:
     told: OrderedDict[tuple[int, str], int] = field(default_factory=OrderedDict)  # node, type of message: time of the last one
     foreign: dict[str, Any] = field(default_factory=dict)  # parts of the file that are not ours
     _extra: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # the same of a row, by (part, node)
+    _displaced: OrderedDict[int, float] = field(default_factory=OrderedDict)  # node whose request gave way: when
 
     def is_trusted(self, node: int) -> bool:
         return node in self.trusted
+
+    def make_way(self, node: int, now: float) -> bool:
+        """Room for one pending request more, of `node`; False if there is none for it.
+
+        In a full list the first half stays until the user has answered: a crowd cannot drive out who came early. Of the second
+        half the oldest gives way, so it cannot keep out who comes late; and who gave way displaces nobody for a day."""
+        if len(self.pending) < MAX_PENDING:
+            return True
+        while self._displaced and now - next(iter(self._displaced.values())) > ONCE_S:
+            self._displaced.popitem(last=False)
+        if node in self._displaced:
+            return False
+        oldest = next(itertools.islice(self.pending, KEPT_PENDING, None))
+        del self.pending[oldest]
+        self._displaced[oldest] = now
+        if len(self._displaced) > MAX_DISPLACED:
+            self._displaced.popitem(last=False)
+        return True
 
     def pin(self, node: int, key: bytes) -> bool:
         """Remembers the key of a trusted peer; False if another key is pinned already or the peer is not

@@ -133,6 +133,9 @@ def test_pending(run, node: FakeNode) -> None:
     assert head == "NODE ID     " + "JUSTIFICATION".ljust(40) + "  RECEIVED"
     assert re.fullmatch(r"55 {10}please\ufffdnowx{30}  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line)
     assert run("--json", "pending").data == {"pending": [row]}
+    node.pending_dropped = 7
+    assert run("--json", "pending").data == {"pending": [row], "dropped": 7}
+    assert "7 more found the list full" in run("pending").err
 
 
 def test_trust(run, node: FakeNode) -> None:

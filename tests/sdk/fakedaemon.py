@@ -153,6 +153,7 @@ class FakeNode(Scripted):
         self.hosts = {"home-agent-2": (9, "1:0001.0000.0009", False)}
         self.trusted = {9}
         self.pending: list[dict[str, Any]] = []
+        self.pending_dropped = 0
         self.grants_handshakes = False
         self.old = False  # a daemon of early 2026: no wait, no confirmed datagrams
         self.filestream = True
@@ -314,7 +315,7 @@ class FakeNode(Scripted):
         if sub == 3:
             return ok({"status": "rejected", "node_id": node})
         if sub == 4:
-            return ok({"pending": self.pending})
+            return ok({"pending": self.pending} | ({"dropped": self.pending_dropped} if self.pending_dropped else {}))
         if sub == 5:
             row = {"public_key": "AAAA", "approved_at": 1767225600, "mutual": True, "network": 0}
             return ok({"trusted": [{"node_id": n, **row} for n in self.trusted]})

@@ -244,12 +244,30 @@ def test_automatic_rules_are_off_unless_asked_for(
 def test_pending_is_bounded_and_old_entries_go(bob: Person) -> None:
     for node in range(10, 10 + hs.MAX_PENDING + 5):
         bob.machine.relayed_request(node, "x", NOW)
-    assert len(bob.machine.store.pending) == hs.MAX_PENDING
+    assert len(bob.machine.store.pending) == hs.MAX_PENDING and bob.machine.stats.dropped == {"pending_full": 5}
     bob.machine.start(5, NOW)
     bob.machine.expire(NOW + 29 * 86400)
     assert len(bob.machine.store.pending) == hs.MAX_PENDING and bob.machine.store.requested
     bob.machine.expire(NOW + 31 * 86400)
     assert not bob.machine.store.pending and not bob.machine.store.requested
+
+
+def test_a_crowd_of_requests_neither_drives_out_nor_keeps_out(bob: Person) -> None:
+    """Hundreds of nodes, however often they ask: who asked early is there, and who asks late is seen."""
+    crowd = range(1000, 1600)
+    pending = bob.machine.store.pending
+    bob.machine.relayed_request(10, "early", NOW)
+    for at, node in enumerate([*crowd, *crowd]):
+        bob.machine.relayed_request(node, "x", NOW + at)
+    assert 10 in pending
+    bob.machine.relayed_request(11, "late", NOW + 2000)
+    assert 11 in pending
+    for at, node in enumerate([*crowd, *crowd]):  # those that gave way have had their turn, the others are in the list
+        bob.machine.relayed_request(node, "x", NOW + 2000 + at)
+    assert 10 in pending and 11 in pending and len(pending) == hs.MAX_PENDING
+    assert bob.machine.reject(crowd[0], "")
+    bob.machine.relayed_request(crowd[-1], "x", NOW + 5000)  # there is room again, for everybody
+    assert crowd[-1] in pending
 
 
 def test_our_requests_survive_a_restart(tmp_path: Path) -> None:
