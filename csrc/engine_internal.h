@@ -15,6 +15,7 @@
 #define PL_MEMORY (1ull << 30)       /* held by all streams */
 #define PL_PEER_MEMORY (PL_MEMORY / 4)
 #define PL_PROBES 16u                /* pings without an answer, per peer; the oldest is overwritten */
+#define PL_PROBES_MIN 2u             /* room for so many at first */
 #define PL_KEY_RETIRE_NS (10 * PL_NS_PER_S)
 #define PL_KEY_WARM_NS (PL_NS_PER_S / 4) /* after its last use a key keeps its cipher context so long */
 #define PL_GRAVES 1024u              /* keys no longer in force whose counters are remembered */
@@ -122,10 +123,10 @@ typedef struct pl_peer {
   int failure_reason;
   uint64_t open_failures;
   struct { pl_addr addr; bool relay; uint64_t at_ns; } seen[2];
-  pl_probe *probes;     /* PL_PROBES entries, allocated on first use */
+  pl_probe *probes;     /* room for max_probes; NULL while none waits for an answer */
   pl_pmtu pmtu;
   pl_dgram *dgram_head, *dgram_tail;
-  unsigned n_dgrams;
+  unsigned n_dgrams, max_probes;
   struct pl_conn *conns;
   uint32_t n_conns;
   pl_budget budget;     /* memory of its streams */

@@ -137,14 +137,25 @@ static uint32_t probe_seq(pl_engine *e) {
   return pl_aead_seal(e->probe_cipher, nonce, NULL, 0, out, 8) == PL_OK ? base ^ pl_get32(out) : base;
 }
 
+/* Place for one more: a free one, that of one too old to be answered, a new one, or that of the oldest. */
+static pl_probe *probe_slot(pl_peer *p, uint64_t now_ns) {
+  pl_probe *oldest = NULL;
+  for (unsigned i = 0; i < p->max_probes; i++)
+    if (!oldest || p->probes[i].sent_ns < oldest->sent_ns) oldest = &p->probes[i];
+  if (oldest && (p->max_probes == PL_PROBES || oldest->sent_ns + PROBE_NS < now_ns || oldest->sent_ns == 0)) return oldest;
+  unsigned room = p->max_probes ? 2u * p->max_probes : PL_PROBES_MIN;
+  pl_probe *grown = realloc(p->probes, room * sizeof *grown);
+  if (!grown) return oldest;
+  memset(grown + p->max_probes, 0, (room - p->max_probes) * sizeof *grown);
+  pl_probe *slot = &grown[p->max_probes];
+  p->probes = grown;
+  p->max_probes = room;
+  return slot;
+}
+
 int pl_peer_ping(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool relay, uint64_t token, uint32_t size) {
-  if (!p->probes) {
-    p->probes = calloc(PL_PROBES, sizeof *p->probes);
-    if (!p->probes) return PL_ENOMEM;
-  }
-  pl_probe *slot = &p->probes[0];
-  for (unsigned i = 1; i < PL_PROBES; i++)
-    if (p->probes[i].sent_ns < slot->sent_ns) slot = &p->probes[i];
+  pl_probe *slot = probe_slot(p, e->now_ns);
+  if (!slot) return PL_ENOMEM;
   *slot = (pl_probe){.seq = probe_seq(e), .size = size, .token = token, .sent_ns = e->now_ns | 1,
                      .relay = relay, .to = *to};
   uint32_t overhead = PL_PILS_OVERHEAD + PL_HDR_SIZE + (relay ? PL_RELAY_HEAD : 0u);
@@ -167,22 +178,21 @@ int pl_engine_probe(pl_engine *e, uint32_t node, const pl_addr *to, bool relay, 
 
 /* Frees the table of pings when all in it were sent before `before_ns`: an idle peer has none most of the time. */
 static void probes_expire(pl_peer *p, uint64_t before_ns) {
-  if (!p->probes) return;
-  for (unsigned i = 0; i < PL_PROBES; i++)
+  for (unsigned i = 0; i < p->max_probes; i++)
     if (p->probes[i].sent_ns >= pl_max64(before_ns, 1)) return;
   free(p->probes);
   p->probes = NULL;
+  p->max_probes = 0;
 }
 
 void pl_peer_on_pong(pl_engine *e, pl_peer *p, const pl_packet *pkt, const pl_addr *from, bool relayed) {
-  if (!p->probes) return;
-  for (unsigned i = 0; i < PL_PROBES; i++) {
+  for (unsigned i = 0; i < p->max_probes; i++) {
     pl_probe *b = &p->probes[i];
     if (!b->sent_ns || b->seq != pkt->seq) continue;
     uint64_t rtt = e->now_ns > b->sent_ns ? e->now_ns - b->sent_ns : 0; /* sent_ns is odd, so one more than its time */
     pl_probe done = *b;
     memset(b, 0, sizeof *b);
-    probes_expire(p, 0);
+    probes_expire(p, e->now_ns > PROBE_NS ? e->now_ns - PROBE_NS : 0);
     if (done.size) {
       if (p->has_path && p->relay == done.relay && pl_addr_eq(&p->path, &done.to)) pl_pmtu_on_pong(e, p, done.size);
       return;

@@ -840,6 +840,32 @@ static void resting(void) {
   pair_free(&p);
 }
 
+/* The table of pings is as large as what waits for an answer, and goes when nothing does. */
+static void ping_table(void) {
+  pl_engine_cfg c = pair_cfg();
+  pair p;
+  pair_init(&p, &c);
+  pair_join(&p, NULL, 0);
+  pl_peer *peer = pl_peer_find(p.n[0].e, p.n[1].node);
+  pair_run(&p, 100 * S);
+  pl_addr nowhere = p.n[1].addr;
+  nowhere.port++;
+  unsigned pongs = pair_count(&p, 0, PL_EV_PONG);
+  CHECK(peer->probes == NULL);
+  for (unsigned i = 1; i <= 40; i++) {
+    CHECK(pl_engine_probe(p.n[0].e, p.n[1].node, &nowhere, false, i, p.now) == PL_OK);
+    CHECK(peer->max_probes == (i <= 2 ? 2 : i <= 4 ? 4 : i <= 8 ? 8 : PL_PROBES));
+    pair_run(&p, MS);
+  }
+  for (unsigned i = 0; i < PL_PROBES; i++) CHECK(peer->probes[i].token > 40 - PL_PROBES); /* the oldest gave way */
+  CHECK(pair_count(&p, 0, PL_EV_PONG) == pongs);
+  pair_run(&p, 12 * S);
+  CHECK(pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[1].addr, false, 99, p.now) == PL_OK);
+  pair_run(&p, S);
+  CHECK(pair_last(&p, 0, PL_EV_PONG)->a == 99 && peer->probes == NULL && peer->max_probes == 0);
+  pair_free(&p);
+}
+
 /* Frames that were recorded are refused after a rest too, and the session goes on. */
 static void rest_keeps_the_window(void) {
   pl_engine_cfg c = pair_cfg();
@@ -979,6 +1005,7 @@ int main(void) {
   restarted_behind_a_relay();
   keepalive();
   resting();
+  ping_table();
   rest_keeps_the_window();
   clients();
   path_mtus();

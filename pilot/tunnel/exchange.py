@@ -137,11 +137,15 @@ class KeyExchange:
 
     def has_session(self, node: int) -> bool:
         """A key is installed for `node`, proved or not."""
+        if self._peers.rests(node):
+            return True
         peer = self._peers.find(node)
         return peer is not None and peer.live is not None
 
     def is_proved(self, node: int) -> bool:
         """The peer has shown that it holds the key of its session."""
+        if self._peers.rests(node):
+            return True
         peer = self._peers.find(node)
         return peer is not None and peer.proved
 

@@ -154,6 +154,10 @@ class PeerTable:
         self.find(node)
         return self._records.pop(node, None)
 
+    def rests(self, node: int) -> bool:
+        """The record rests. Its session is proved, or it would not."""
+        return node in self._resting
+
     def rest(self, node: int, now: float) -> None:
         """Nobody is expected to ask for this record soon."""
         record = self._records.get(node)

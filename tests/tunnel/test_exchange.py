@@ -353,7 +353,8 @@ def test_what_rests_is_not_forgotten(a: Side, b: Side) -> None:
     before.remember_old(bytes(32), 1e9)
     a.machine.rest(B, 100.0)
     assert B not in peers._records and len(peers) == 1
-    assert a.machine.is_proved(B) and a.machine.known_key(B) == b.identity.public_key
+    assert a.machine.is_proved(B) and a.machine.has_session(B) and B not in peers._records, "asking that wakes nobody"
+    assert a.machine.known_key(B) == b.identity.public_key
     after = peers.get(B)
     assert after is not before
     for gone in ("want_until", "attempts", "_sent", "_sent_relay"):
