@@ -35,7 +35,7 @@ class RegistryClient(Protocol):
 
 
 _FIELDS = ("public_key", "real_addr", "endpoint", "relay_only", "lan_addrs")  # of a reply; the others are nobody's concern here
-_TEXT_MAX, _TEXTS_MAX = 300, 16
+_TEXT_MAX, _TEXTS_MAX, _KEY_TEXT_MAX = 300, 16, 1024
 
 
 class _Cache:
@@ -89,7 +89,8 @@ class _Cache:
             self.forget(node)
             state = self._answers[node] = _packed(reply, self._clock())
             self._drop_old()
-            return _unpacked(state)[1]
+            key = reply.get("tunnel_key")  # of use for as long as it is news
+            return _unpacked(state)[1] | ({"tunnel_key": key} if isinstance(key, str) and len(key) <= _KEY_TEXT_MAX else {})
         except TimeoutError:
             error = PilotError("timeout", "the registry does not answer", retryable=True)
         except PilotError as refused:

@@ -149,6 +149,21 @@ async def test_connect_directly(net: Net) -> None:
     await until(lambda: any(e.type == EV_CONN_OPEN and e.conn == conn for e in a.events))
 
 
+async def test_the_registrys_word_on_a_key_is_used_while_it_is_news(net: Net) -> None:
+    a, b = await net.node(1), await net.node(2)
+    told = base64.b64encode(b.traversal.announcement).decode()
+    net.registry.replies[2]["tunnel_key"] = told
+    a.traversal.pin(2, b.identity.public_key)
+    await a.traversal.connect(2, timeout=5.0)
+    assert a.traversal._exchange.stats.foretold == 1 and a.traversal._exchange.is_proved(2)
+    book = AddressBook(net.registry, a.traversal._clock)
+    assert (await book.addresses(2, [], None)).pila == b.traversal.announcement
+    assert (await book.addresses(2, [], None)).pila == b"", "cached"
+    for junk in ("", "?", told * 5, 7):
+        net.registry.replies[2]["tunnel_key"] = junk
+        assert (await book.addresses(2, [], None, fresh=True)).pila == b""
+
+
 async def test_traffic_alone_brings_the_path(net: Net) -> None:
     """A dial without connect: the data plane asks, traversal answers."""
     a, b = await net.node(1), await net.node(2)
