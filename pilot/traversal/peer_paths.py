@@ -41,6 +41,7 @@ from pilot.wire.frames import PILP
 LATELY_S = 2.5  # a sweep sees the peers with traffic since then
 SWEEP_ALL_S = 10.0  # a sweep of all peers; slower in proportion beyond SWEEP_PEERS
 SWEEP_PEERS = 4000
+ERA1_SILENCE_S = 2.0  # without an answer: a restarted peer of era 1 does not say that it cannot open our frames
 GIVE_UP_S = 600.0  # a peer that answered nothing for so long has no session any more
 
 
@@ -262,6 +263,8 @@ class PeerPaths(PeerActions):
         if not machine.session:
             return
         last_recv, last_send = _seconds(info["last_recv_ns"]), _seconds(info["last_send_ns"])
+        if info["era"] == 1 and last_send - last_recv > ERA1_SILENCE_S:
+            self.exchange.broken(node, now)
         if machine.phase is Phase.LOST and not info["conns"] and now - max(last_recv, machine.lost_at) > GIVE_UP_S:
             self._plane.drop_session(node)
             self._session_gone(node, now)

@@ -87,7 +87,6 @@ class Era1Node:
         host, _, port = registry.rpartition(":")
         self._registry = (host, int(port))
         self._identity = Ed25519PrivateKey.generate()
-        self._tunnel = X25519PrivateKey.generate()
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._udp.bind((ip, 0))
         self.addr: Addr = self._udp.getsockname()
@@ -102,10 +101,8 @@ class Era1Node:
         key = base64.b64encode(public).decode()
         reply = self.ask(type="register", listen_addr=f"{ip}:{self.addr[1]}", public_key=key, owner="era1@example.com")
         self.node = int(reply["node_id"])
-        own = self._tunnel.public_key().public_bytes_raw()
-        signed = struct.pack(">I", self.node) + own
-        self._pila = b"PILA" + signed + public + self._identity.sign(b"auth" + signed)
-        self._pilk = b"PILK" + signed
+        self._pila = b""
+        self.restart()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -123,6 +120,15 @@ class Era1Node:
                 reply: dict[str, Any] = json.loads(f.read(struct.unpack(">I", f.read(4))[0]))
         assert reply.get("type") != "error", reply
         return reply
+
+    def restart(self) -> None:
+        """What a new process has: its identity and another tunnel key."""
+        with self._lock:
+            self._tunnel = X25519PrivateKey.generate()
+            self.sessions.clear()
+            signed = struct.pack(">I", self.node) + self._tunnel.public_key().public_bytes_raw()
+            public = self._identity.public_key().public_bytes_raw()
+            self._pila = b"PILA" + signed + public + self._identity.sign(b"auth" + signed)
 
     def meet(self, node: int) -> None:
         """Finds a public node and exchanges keys with it."""

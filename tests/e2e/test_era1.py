@@ -45,6 +45,11 @@ def test_a_node_of_era_1(net: Cluster, node: Era1Node) -> None:
     assert seen["pilot_frames_opened_era1_total"] > 40 and seen['pilot_drops_total{reason="era1"}'] == 0
     assert seen['pilot_drops_total{reason="plaintext"}'] >= 1, "the plaintext copy of its SYN"
 
+    # The node restarts and says nothing: the daemon notices that nobody answers, and states its key anew.
+    node.restart()
+    once = ("--json", "ping", str(node.node), "--count", "1", "--no-auto-handshake")
+    wait_for(lambda: b'"bytes"' in on.ctl(*once, check=False).stdout, "a pong of the restarted node", 30)
+
     node.meet(second)
     assert node.ping(second) is None
     seen = counters(ports[1])

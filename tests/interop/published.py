@@ -18,7 +18,8 @@ from typing import NoReturn
 import pytest
 
 VERSION = "1.18.0"
-OLDER = ("1.13.11", "1.9.1")
+ERA1 = "0.1.0"  # its daemon speaks the tunnel encryption of era 1 (transport.md 3.4); later wheels do not
+OLDER = ("1.13.11", "1.9.1", ERA1)
 PACKAGE = "pilotprotocol"
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL_S = 180
@@ -57,9 +58,9 @@ def bin_dir(version: str = VERSION) -> Path:
             found = _find(where)
     if found is None:
         raise Unavailable(f"{PACKAGE}=={version} brings no pilot-daemon for this machine")
-    if (found / ".pilot-version").read_text().strip() != version:
+    if not list(found.parents[1].glob(f"{PACKAGE}-{version}.dist-info")):
         raise Unavailable(f"{where} holds another release than {version}; remove it")
-    done = subprocess.run([str(found / "pilot-daemon"), "-version"], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([str(found / "pilot-daemon"), "-help"], capture_output=True, text=True, timeout=20, check=False)
     if done.returncode:
         raise Unavailable(f"pilot-daemon of {version} does not run here: {done.stdout}{done.stderr}")
     return found

@@ -45,6 +45,7 @@ PATHS = (DIRECT, PUNCHED, RELAYED)
 FULL = os.environ.get("PILOT_INTEROP") == "full"
 AT_ONCE = int(os.environ.get("PILOT_INTEROP_JOBS", "5"))
 OLDER = ("info", "handshake-approve", "ping", "send-message-text", "send-file-1K", "restart-peer")
+BETWEEN = ("outward", "inward")  # between daemons of both makes
 UNTRUSTED = {"handshake-reject", "trust-required", "public", "handshake-approve"}
 
 Cell = tuple[str, str, str]  # role, path, operation
@@ -59,7 +60,7 @@ def cells() -> Iterator[Cell]:
                 if (path == DIRECT or name not in LOCAL) and (FULL or name not in LONG):
                     yield role, path, name
     for path in published.OLDER:
-        yield from ((role, path, name) for role in ROLES for name in OLDER)
+        yield from ((role, path, name) for role in (BETWEEN if path == published.ERA1 else ROLES) for name in OLDER)
 
 
 def laid_out(bed: Testbed, role: str, path: str) -> tuple[Machine, Machine]:
@@ -69,7 +70,8 @@ def laid_out(bed: Testbed, role: str, path: str) -> tuple[Machine, Machine]:
     makes = (one, his, other, hers)
     for make in makes:
         programs(make)
-    return bed.pair(f"{role}-{path.replace('.', '-')}-", DIRECT if path in published.OLDER else path, makes)
+    flags = ("-accept-era1",) if path == published.ERA1 else ()
+    return bed.pair(f"{role}-{path.replace('.', '-')}-", DIRECT if path in published.OLDER else path, makes, *flags)
 
 
 class Matrix:

@@ -110,10 +110,11 @@ class Machine:
         return [
             str(program), "-registry", self.bed.registry, "-beacon", self.bed.beacon, "-socket", self.socket,
             "-listen", f":{self.listen_port}", "-identity", str(self.dot / "identity.json"), "-hostname", self.name,
-            "-admin-token", ADMIN_TOKEN,
             *(() if make == OURS else published.quiet(release(make))), *self.flags,
-            # Older releases fetch handshakes with their heartbeat alone, and the oldest does not start without an address.
-            *(("-keepalive", "3s", "-email", f"{self.name}@example.org") if make in published.OLDER else ()),
+            *(() if make == published.ERA1 else ("-admin-token", ADMIN_TOKEN)),
+            # Older releases fetch handshakes with their heartbeat alone, and some do not start without an address.
+            *(("-keepalive", "3s") if make in published.OLDER else ()),
+            *(("-email", f"{self.name}@example.org") if make in published.OLDER and make != published.ERA1 else ()),
         ]  # fmt: skip
 
     def start(self, make: str | None = None) -> Machine:
@@ -330,8 +331,9 @@ class Testbed:
         machine = Machine(self, host, name, make, tools, *flags)
         return machine.start() if start else machine
 
-    def pair(self, name: str, path: str, makes: tuple[str, str, str, str]) -> tuple[Machine, Machine]:
-        """Two machines that reach each other by `path` (PATHS) at best. makes: daemon and tools of the one, of the other."""
+    def pair(self, name: str, path: str, makes: tuple[str, str, str, str], *ours: str) -> tuple[Machine, Machine]:
+        """Two machines that reach each other by `path` (PATHS) at best. makes: daemon and tools of the one, of the other. ours:
+        further flags of our daemons."""
         hosts = []
         for end in "ab":
             if path == PUNCHED:
@@ -340,8 +342,8 @@ class Testbed:
                 hosts.append(self.lab.public(f"{name}{end}"))
         if path == RELAYED:
             deafen(*hosts)
-        a = self.machine(hosts[0], f"{name}a", makes[0], makes[1])
-        b = self.machine(hosts[1], f"{name}b", makes[2], makes[3])
+        a = self.machine(hosts[0], f"{name}a", makes[0], makes[1], *(ours if makes[0] == OURS else ()))
+        b = self.machine(hosts[1], f"{name}b", makes[2], makes[3], *(ours if makes[2] == OURS else ()))
         if path == RELAYED:
             self._relayed.add(a.name)
         return a, b
