@@ -10,13 +10,14 @@ from typing import Any
 from net.contenders import Tls
 from net.nodes import Daemons, InProcess, Published
 from net.reference import Reference
-from net.scenarios import BULK, OFFLOAD, RELAYED, ROUND_TRIP, SETUP, SOFTWARE
+from net.scenarios import BULK, CROWD_TASK, GIGABYTE_TASK, OFFLOAD, RELAYED, ROUND_TRIP, SETUP, SOFTWARE, TO_THE_END
 from peers.turn import Turn
 
 INPROC, DAEMON, TLS, PUBLISHED, COTURN = InProcess.label, Daemons.label, Tls.label, Published.label, Turn.label
 LOOP, RELAY_LOOP = Reference.label, "reference relay loop"
 DIRECT, CUT, THROUGH = f"{OFFLOAD}: {BULK}", f"{SOFTWARE}: {BULK}", f"{RELAYED}: {BULK}"
 TALK, DIAL = f"{OFFLOAD}: {ROUND_TRIP}", f"{OFFLOAD}: {SETUP}"
+CROWD, GIGABYTE = f"{TO_THE_END}: {CROWD_TASK}", f"{TO_THE_END}: {GIGABYTE_TASK}"
 TOLERANCE = 0.85  # of the baseline's ratio
 
 Rows = dict[tuple[str, str, str], list[float]]
@@ -51,6 +52,10 @@ def goals(result: dict[str, Any]) -> list[Goal]:
         values = found.get(key)  # type: ignore[arg-type]
         return statistics.median(values) if values else None
 
+    def finished(scenario: str) -> float | None:
+        values = found.get((scenario, DAEMON, "finished"))
+        return statistics.fmean(values) if values else None
+
     def ratio(metric: str, scenario: str, ours: str, theirs: str) -> float | None:
         x, y = median(scenario, ours, metric), median(scenario, theirs, metric)
         return x / y if x is not None and y else None
@@ -69,6 +74,8 @@ def goals(result: dict[str, Any]) -> list[Goal]:
         Goal("against the published daemon, relayed: times", ratio("mbit_s", THROUGH, DAEMON, PUBLISHED), ">=", 20.0),
         Goal("against the published daemon, round trip: share", ratio("rtt_us", TALK, DAEMON, PUBLISHED), "<=", 0.5),
         Goal("against the published daemon, warm dial: share", ratio("dial_ms", DIAL, DAEMON, PUBLISHED), "<=", 0.25),
+        Goal("64 streams at once through daemons: share of tries that finish", finished(CROWD), ">=", 1.0),
+        Goal("1 GB through daemons: share of tries that finish", finished(GIGABYTE), ">=", 1.0),
         Goal("idle daemon: % of a core", median("idle daemon", DAEMON, "core_percent"), "<=", 0.1),
         Goal("idle daemon: MB resident", median("idle daemon", DAEMON, "rss_mb"), "<=", 40.0),
     ]

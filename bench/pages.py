@@ -29,7 +29,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         values = row["values"]
         figures = {
             "median": statistics.median(values), "min": min(values), "max": max(values), "p99": percentile(values, 0.99),
-            "p99_9": percentile(values, 0.999),
+            "p99_9": percentile(values, 0.999), "mean": statistics.fmean(values),
         }  # fmt: skip
         kept = {k: row[k] for k in ("scenario", "contender", "metric", "unit")} | {"n": len(values)}
         rows.append(kept | {k: round(v, 4) for k, v in figures.items()})
@@ -85,7 +85,9 @@ def markdown(result: dict[str, Any], baseline: dict[str, float]) -> str:
 
 
 def cell(row: dict[str, Any]) -> str:
-    """Median and spread; of times the tail, where there are enough samples to speak of it."""
+    """Median and spread; of times the tail, where there are enough samples to speak of it; of tries how many succeeded."""
+    if row["metric"] == "finished":
+        return f"{row['mean'] * row['n']:.0f} of {row['n']}"
     if row["metric"] not in TAILS or row["n"] < 50:
         return number(row["median"]) + (f" ({number(row['min'])}-{number(row['max'])})" if row["n"] > 1 else "")
     return " / ".join([number(row["median"]), number(row["p99"])] + ([number(row["p99_9"])] if row["n"] >= 1000 else []))

@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[[Record, Plan], None]] = {
     "direct": scenarios.direct,
     "software": scenarios.software,
     "relayed": scenarios.relayed,
+    "finish": scenarios.to_the_end,
     "across": scenarios.across,
     "loopback": scenarios.loopback,
     "table": published.run,

@@ -97,7 +97,7 @@ class Driver(Process):
         while b"\n" not in self._rest:
             left = end - time.monotonic()
             if left <= 0 or not select.select([self.popen.stdout], [], [], left)[0]:
-                raise BenchError(f"no answer within {within:g} s: {self.tail()}")
+                raise BenchError(": ".join(filter(None, (f"not finished within {within:g} s", self.tail()))))
             data = os.read(self.popen.stdout.fileno(), 1 << 20)
             if not data:
                 raise BenchError(f"the driver ended: {self.tail()}")

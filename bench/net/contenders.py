@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from net.bed import Bed, BenchError, Driver, Namespace, Process, cpu, resident_mb, wait_for
@@ -20,21 +21,32 @@ class Contender:
     """Two ends, ready to be asked. server, client: drivers. daemons: other programs whose CPU counts.
 
     name: of its transport in the drivers. can: what it may be asked for. cap: bytes a stream, where time would be too much.
+    patience_s: how much longer than asked for a measurement may take before it counts as not finished.
     """
 
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
     can: ClassVar[frozenset[str]] = EVERYTHING
     cap: ClassVar[int] = 0
+    patience_s: ClassVar[float] = 60.0
     has_python: ClassVar[bool] = False  # the daemons' threads other than the data thread run Python
 
     def __init__(self, bed: Bed, a: Namespace, b: Namespace) -> None:
         self.bed, self.a, self.b = bed, a, b
-        self.home = bed.root / self.name
         self.daemons: list[Process] = []
         self.server: Driver
         self.client: Driver
         self.failures = 0
+
+    @property
+    def alias(self) -> str:
+        """What its nodes are called. After a failure they have new identities, and need new names as well: the registry keeps
+        a name for the node that had it while that one may come back, and would lead who asks for it to a node which is gone."""
+        return f"{self.name}-{self.failures}" if self.failures else self.name
+
+    @property
+    def home(self) -> Path:
+        return self.bed.root / self.alias
 
     def start(self) -> None:
         raise NotImplementedError
@@ -48,7 +60,6 @@ class Contender:
         self.failures += 1
         self.stop()
         self.daemons = []
-        self.home = self.bed.root / f"{self.name}-{self.failures}"
         self.start()
 
     # ---- measurements ----
@@ -61,8 +72,8 @@ class Contender:
         before = cpu([p.pid for p in self.daemons])
         total = total or self.cap // streams
         self.server.tell(op="sink", streams=streams)
-        sent = self.client.ask(seconds + 60, op="source", streams=streams, seconds=seconds, total=total)
-        got = self.server.hear(60)
+        sent = self.client.ask(seconds + self.patience_s, op="source", streams=streams, seconds=seconds, total=total)
+        got = self.server.hear(self.patience_s)
         if got["bytes"] != sent["bytes"]:
             raise BenchError(f"{sent['bytes']} bytes were sent, {got['bytes']} arrived")
         return self._rates(got["bytes"], got["seconds"], before, sent, got)
@@ -96,7 +107,8 @@ class Contender:
     def rtt(self, count: int, size: int = 64, pause: float = 0.0) -> list[float]:
         """Microseconds."""
         self.server.tell(op="echo")
-        samples: list[float] = self.client.ask(60 + count * (pause + 0.005), op="rtt", count=count, size=size, pause=pause)["us"]
+        within = self.patience_s + count * (pause + 0.005)
+        samples: list[float] = self.client.ask(within, op="rtt", count=count, size=size, pause=pause)["us"]
         self.server.hear()
         return samples
 
@@ -104,7 +116,7 @@ class Contender:
         """Where the tunnel or connection stands, milliseconds from the wish for a stream: dial_ms until the dial is answered,
         warm_ms until the first echoed byte."""
         self.server.tell(op="echo", streams=count)
-        samples = self.client.ask(60, op="dial", count=count)
+        samples = self.client.ask(self.patience_s, op="dial", count=count)
         self.server.hear()
         return {"dial_ms": samples["open_ms"], "warm_ms": samples["ms"]}
 

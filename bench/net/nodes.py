@@ -85,7 +85,7 @@ class InProcess(Contender):
         settings = {"identity": f"{home}/identity.json", **self.settings}
         options = [word for name, value in settings.items() for word in ("--setting", f"{name}={value}")]
         return host.driver(
-            home, self.name, role, "--name", f"{self.name}-{role}", "--peer", f"{self.name}-server", "--registry", registry,
+            home, self.name, role, "--name", f"{self.alias}-{role}", "--peer", f"{self.alias}-server", "--registry", registry,
             "--beacon", beacon, "--listen", f"{listen_ip(host)}:0", *options, module=self.module,
         )  # fmt: skip
 
@@ -100,7 +100,7 @@ class Asyncio(InProcess):
 class Daemons(Contender):
     """Our daemons, clients on their Unix sockets."""
 
-    name, label, can = "daemon", "pilot, daemons and Unix sockets", (EVERYTHING | {"datagrams"}) - {"cold"}
+    name, label, can = "daemon", "pilot, daemons and Unix sockets", (EVERYTHING | {"datagrams", "command"}) - {"cold"}
     tunnel_port: ClassVar[int] = 4000
     has_python = True
 
@@ -114,12 +114,24 @@ class Daemons(Contender):
     def start(self) -> None:
         for host in (self.a, self.b):
             self.daemons.append(self._daemon(host))
-        for host in (self.a, self.b):
-            self._ctl(host, "handshake", f"{self.name}-b" if host is self.a else f"{self.name}-a", "benchmark")
+        for host, peer in ((self.a, self.b), (self.b, self.a)):
+            self._ctl(host, "handshake", self.host_name(peer), "benchmark")
             wait_for(lambda host=host: self._ctl(host, "trust").get("trusted"), "trust")
         self.server = self.b.driver(self.home / "b", "socket", "server")
-        self.client = self.a.driver(self.home / "a", "socket", "client", "--peer", f"{self.name}-b")
+        self.client = self.a.driver(self.home / "a", "socket", "client", "--peer", self.host_name(self.b))
         self.dial(1)
+
+    def host_name(self, host: Namespace) -> str:
+        """Of the daemon there."""
+        return f"{self.alias}-{host.letter}"
+
+    def command(self, megabytes: int) -> dict[str, float]:
+        """What the program's own `bench` says: mbit_s of so many MiB to the peer's echo service and back."""
+        words = ("bench", self.host_name(self.b), str(megabytes), "--timeout", f"{self.patience_s:g}s")
+        got = self._ctl(self.a, *words, program=self.program.with_name("pilotctl"))
+        if not got["sent_bytes"] == got["recv_bytes"] == megabytes << 20:
+            raise BenchError(f"{got['sent_bytes']} bytes were sent, {got['recv_bytes']} came back")
+        return {"mbit_s": got["total_mbps"] * (8 << 20) / 1e6}
 
     def datagrams(self, seconds: float) -> dict[str, float]:
         """Datagrams of DATAGRAM_BYTES as fast as the sender's client hands them over: mbit_s that arrived, lost_percent."""
@@ -139,17 +151,21 @@ class Daemons(Contender):
         where = [] if self.relayed or host.behind_nat else ["-endpoint", listen]
         process = host.spawn(
             home, str(self.program), "-registry", registry, "-beacon", beacon, "-listen", listen, *where, "-socket",
-            str(home / "pilot.sock"), "-identity", str(home / "identity.json"), "-hostname", f"{self.name}-{host.letter}",
+            str(home / "pilot.sock"), "-identity", str(home / "identity.json"), "-hostname", self.host_name(host),
             "-trust-auto-approve", *self.flags, log="daemon.log", extra=self.environment,
         )  # fmt: skip
         wait_for((home / "pilot.sock").exists, f"the daemon's socket: {process.tail()}")
         return process
 
-    def _ctl(self, host: Namespace, *argv: str) -> dict[str, Any]:
-        """Of our own pilotctl, which talks to either daemon."""
-        env = host.env(self.home / host.letter)
-        command = host.wrap(str(BIN / "pilotctl"), "--json", *argv)
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    def _ctl(self, host: Namespace, *argv: str, program: Path = BIN / "pilotctl") -> dict[str, Any]:
+        """The answer to a command, of our own pilotctl unless `program` is another: ours talks to either daemon."""
+        registry, beacon = self.rendezvous.addresses(host)
+        env = host.env(self.home / host.letter) | self.environment | {"PILOT_REGISTRY": registry, "PILOT_BEACON": beacon}
+        command = host.wrap(str(program), "--json", *argv)
+        try:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=self.patience_s + 10)
+        except subprocess.TimeoutExpired as late:
+            raise BenchError(f"pilotctl {argv[0]}: not finished within {late.timeout:g} s") from None
         try:
             data: dict[str, Any] = json.loads(done.stdout)["data"]
         except (ValueError, KeyError):
@@ -161,9 +177,11 @@ class Published(Daemons):
     """The published daemon, clients on its Unix sockets. Hidden nodes cannot be dialled in that release; where nothing else can
     be reached it relays by itself."""
 
-    name, label, can = "published", "published daemon 1.18.0 and Unix sockets", EVERYTHING - {"cold", "duplex"}
+    name, label = "published", "published daemon 1.18.0 and Unix sockets"
+    can = (EVERYTHING | {"command"}) - {"cold", "duplex"}
     tunnel_port = 4001
     cap = 8 << 20  # it may not survive more
+    patience_s = 20.0
     has_python = False
 
     def __init__(self, bed: Bed, a: Namespace, b: Namespace, rendezvous: Rendezvous, relayed: bool = False) -> None:

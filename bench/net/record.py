@@ -14,7 +14,7 @@ UNITS = {
     "rtt_us": "us", "dial_ms": "ms, dial", "warm_ms": "ms to a byte", "open_ms": "ms, cold dial",
     "cold_ms": "ms to a byte, cold", "mpps": "Mpps", "mpps_core": "Mpps per core",
     "added_ms": "ms added", "transfer_s": "s", "lost_percent": "% lost", "share_percent": "% of the bottleneck",
-    "core_percent": "% of a core", "ns": "ns",
+    "core_percent": "% of a core", "ns": "ns", "finished": "finished, of tries",
 }  # fmt: skip
 SKIPPED = {"seconds", "took"}  # of what contenders report
 

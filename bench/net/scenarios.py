@@ -19,6 +19,10 @@ OFFLOAD, SOFTWARE = "veth, offload", "veth, software segmentation"
 RELAYED, ACROSS, LOOPBACK = "relayed", "across beacons", "loopback"
 BULK, BOTH_WAYS, ROUND_TRIP, SETUP = "one stream", "both ways", "64-byte round trip", "set-up"
 DATAGRAMS = "datagrams of 1000 bytes"
+COMMAND, COMMAND_MIB = "own `bench` command, 8 MiB through the peer's echo service", 8
+TO_THE_END, CROWD_TASK, GIGABYTE_TASK = "to the end", "64 streams of 2 MB at once", "1 GB in one stream"
+CROWD, CROWD_BYTES, GIGABYTE_BYTES = 64, 2_000_000, 10**9
+SLOW_RUNS, SLOW_S = 2, 40.0  # of 1 GB by those with a cap: how often, and how long beyond their patience
 RELAYED_PAYLOAD = 1393  # bytes of a stream in a full relayed datagram
 MANY = (8, 64, 1000)  # streams
 THOUSAND_BYTES = 256 << 10  # of each of a thousand streams
@@ -40,6 +44,7 @@ def direct(record: Record, plan: Plan) -> None:
             race.measure("rtt", ROUND_TRIP, lambda r: {"rtt_us": r.rtt(plan.round_trips)})
             race.measure("dial", SETUP, lambda r: r.dial(10))
             race.measure("cold", SETUP, lambda r: r.cold())
+            race.measure("command", COMMAND, lambda r: r.command(COMMAND_MIB))
         for run in race.rounds(1 if not plan.peers else max(1, plan.runs - 2)):
             race.measure("duplex", BOTH_WAYS, lambda r: r.duplex(plan.seconds))
             race.measure("datagrams", DATAGRAMS, lambda r: r.datagrams(plan.seconds))
@@ -50,6 +55,25 @@ def direct(record: Record, plan: Plan) -> None:
 def streams(rival: Any, plan: Plan, count: int) -> dict[str, float]:
     total = THOUSAND_BYTES if count == MANY[-1] else 0
     return dict(rival.bulk(plan.seconds, streams=count, total=total))
+
+
+def to_the_end(record: Record, plan: Plan) -> None:
+    """Two hosts, offload on: work that has to be finished, however long it takes; the published daemon's time has an end."""
+    with beds.direct() as (bed, a, b):
+        rendezvous = Rendezvous(bed, a)
+        race = Race(record, plan, TO_THE_END, [entry(kind, bed, a, b, rendezvous) for kind in (InProcess, Daemons, Published)])
+        for run in race.rounds(warm_up=False):
+            race.measure("streams", CROWD_TASK, lambda r: whole(r, CROWD_BYTES, CROWD), must_end=True)
+            if run > SLOW_RUNS:
+                race.leave_out(GIGABYTE_TASK, lambda r: bool(r.cap))
+            race.measure("bulk", GIGABYTE_TASK, lambda r: whole(r, GIGABYTE_BYTES), must_end=True)
+
+
+def whole(rival: Any, total: int, streams: int = 1) -> dict[str, float]:
+    """total: bytes of each stream. transfer_s: from the wish for the first stream until the last byte is there."""
+    seconds = SLOW_S if rival.cap and streams == 1 else 0.0
+    got: dict[str, float] = rival.bulk(seconds, streams=streams, total=total)
+    return got | {"transfer_s": got["took"]}
 
 
 def software(record: Record, plan: Plan) -> None:

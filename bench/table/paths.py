@@ -39,7 +39,7 @@ def wide(record: Record, plan: Plan) -> None:
         with record.attempt(scenario, InProcess.label), laboratory("none", delay, queue_kb=6250) as (bed, a, b, _, rendezvous):
             node = InProcess(bed, a, b, rendezvous)
             node.start()
-            for _ in range(3):
+            for _ in range(plan.runs):
                 record.add(scenario, InProcess.label, "mbit_s", node.late_rate(3.0, 6.0))
 
 
