@@ -5,8 +5,11 @@
 
 #include <poll.h>
 #include <sched.h>
+#include <sys/resource.h>
 
 #define SPIN_AFTER 3u     /* turns in a row that make a conversation */
+#define SPIN_LOOK 16u     /* offers of the processor ... */
+#define SPIN_CROWDED 12   /* ... of which so many were taken: another waits awake on it, and asleep one of both would get one of its own */
 #define SPIN_BYTES 1024u  /* in and out in one turn; a paced stream moves more, and its delay is not worth a processor */
 
 void pl_spin_note(pl_loop *l, pl_spin *s, uint64_t waited_ns, bool served) {
@@ -22,7 +25,19 @@ void pl_spin_note(pl_loop *l, pl_spin *s, uint64_t waited_ns, bool served) {
 
 uint64_t pl_spin_limit(const pl_loop *l, const pl_spin *s) { return s->soon >= SPIN_AFTER ? l->spin_ns : 0; }
 
+static long given_away(void) {
+  struct rusage r;
+  return getrusage(RUSAGE_THREAD, &r) == 0 ? r.ru_nivcsw : 0;
+}
+
 void pl_spin_on(int fd, uint64_t until_ns) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
-  while (poll(&p, 1, 0) == 0 && pl_loop_clock_ns() < until_ns) sched_yield();
+  long before = given_away();
+  for (unsigned n = 1; poll(&p, 1, 0) == 0 && pl_loop_clock_ns() < until_ns; n++) {
+    sched_yield();
+    if (n % SPIN_LOOK) continue;
+    long now = given_away();
+    if (now - before >= SPIN_CROWDED) return;
+    before = now;
+  }
 }

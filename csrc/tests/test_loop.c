@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
@@ -553,6 +554,33 @@ static void test_life(void) {
   pl_loop_free(l);
 }
 
+/* Two that wait awake on one processor: neither does so to the end, for each would keep the other from it. */
+static void *spin_in_vain(void *arg) {
+  int *fds = arg;
+  pl_spin_on(fds[0], now_ns() + LIMIT_S * PL_NS_PER_S);
+  return NULL;
+}
+
+static void test_crowded(void) {
+  cpu_set_t old, one;
+  CHECK(sched_getaffinity(0, sizeof old, &old) == 0);
+  CPU_ZERO(&one);
+  for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; i++)
+    if (CPU_ISSET(i, &old)) CPU_SET(i, &one);
+  CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+  int fds[2];
+  CHECK(pipe(fds) == 0);
+  uint64_t start = now_ns();
+  pthread_t other;
+  CHECK(pthread_create(&other, NULL, spin_in_vain, fds) == 0);
+  spin_in_vain(fds);
+  CHECK(now_ns() - start < LIMIT_S * PL_NS_PER_S);
+  CHECK(write(fds[1], "x", 1) == 1); /* the other is alone now */
+  CHECK(pthread_join(other, NULL) == 0 && sched_setaffinity(0, sizeof old, &old) == 0);
+  close(fds[0]);
+  close(fds[1]);
+}
+
 /* What makes a conversation, and what ends it. */
 static void test_spin(void) {
   pl_loop *l = calloc(1, sizeof *l);
@@ -606,6 +634,7 @@ int main(void) {
     void (*run)(void);
   } tests[] = {{"life", test_life},
                {"spin", test_spin},
+               {"crowded", test_crowded},
                {"deadlines", test_deadlines},
                {"stop", test_stop},
                {"thousand connections", test_thousand_connections},
