@@ -104,11 +104,11 @@ class LocalClient(Services):
     def send_to(self, to: Address, port: int, data: bytes, timeout: float | None = 30.0) -> None:
         """Hands a datagram to the daemon. It may be lost; no error is reported."""
         deadline = None if timeout is None else monotonic() + timeout
-        self._write(rq.SendTo(to, port, data).frame(), memoryview(b""), deadline, "sendto")
+        self._write(rq.SendTo(to, port, data).frame(), b"", deadline, "sendto")
 
     def disconnect(self, conn_id: int) -> None:
         """Closes any connection of the daemon by its number; unknown numbers are ignored by the daemon."""
-        self._write(rq.Close(conn_id).frame(), memoryview(b""), monotonic() + 30.0, "disconnect")
+        self._write(rq.Close(conn_id).frame(), b"", monotonic() + 30.0, "disconnect")
 
     def wait(self, *, readable: bool = True, writable: bool = False, timeout: float | None = None) -> None:
         """Sleeps until the socket can be read or written, for users of `try_read` and `try_write`."""
@@ -149,11 +149,7 @@ class LocalClient(Services):
                 self._drop_late_reply(deadline, request.label, seconds)
             with self._cond:
                 self._router.begin(request.reply)
-
-            def begun() -> None:  # from here on a reply comes, wanted or not
-                self._late = request
-
-            self._write(frame, memoryview(b""), deadline, request.label, begun)
+            self._write(frame, b"", deadline, request.label, request)
             code, body = self._await_reply(deadline, request.label, seconds)
         finally:
             self._request_lock.release()
@@ -163,16 +159,23 @@ class LocalClient(Services):
 
     def _await_reply(self, deadline: float, label: str, seconds: float) -> tuple[int, bytes]:
         """The reply of the request in flight."""
-        try:
-            self._wait(lambda: self._router.reply is not None, deadline - monotonic(), label)
-        except PilotError as e:
-            raise timed_out(label, seconds) if e.code == "timeout" else e from None
         with self._cond:
-            reply = self._router.reply
-            self._router.reply = None
-            self._router.settle()
-        self._late = None
-        assert reply is not None
+            router = self._router
+            while router.reply is None:
+                if self._failed is not None:
+                    raise self._failure(label)
+                rest = deadline - monotonic()
+                if rest <= 0:
+                    raise timed_out(label, seconds)
+                if self._reading:
+                    self._cond.wait(rest)
+                else:
+                    self._read_as_leader(rest, False)
+            reply, router.reply = router.reply, None
+            router.settle()
+            self._late = None
+        if router.refused:
+            self._close_refused()
         return reply
 
     def _drop_late_reply(self, deadline: float, label: str, seconds: float) -> None:
@@ -200,7 +203,8 @@ class LocalClient(Services):
                     self._cond.wait(rest)
                 else:
                     self._read_as_leader(rest)
-        self._close_refused()
+        if self._router.refused:
+            self._close_refused()
 
     def _wait_stream(self, conn: Connection, timeout: float | None) -> None:
         """Until the stream has bytes or has ended."""
@@ -210,32 +214,34 @@ class LocalClient(Services):
             self._wait(lambda: bool(stream.size) or stream.ended or conn.closed, timeout, "read")
             conn._open()
 
-    def _read_as_leader(self, timeout: float | None) -> None:
-        """One read of the socket for all threads. Called and left with the lock held; released in between."""
+    def _read_as_leader(self, timeout: float | None, at_once: bool = True) -> None:
+        """One read of the socket for all threads. Called and left with the lock held; released in between. at_once: there may be
+        something to read already, else it is waited for first."""
         self._guard_memory()
         self._reading = True
         buffer = self._router.get_buffer()
         self._cond.release()
-        count, error = 0, None
+        count, ended = -1, False
         try:
-            try:
-                count = self._sock.recv_into(buffer)
-                ended = count == 0
-            except BlockingIOError:
-                ended = False
+            if at_once:
+                with suppress(BlockingIOError):
+                    count = self._sock.recv_into(buffer)
+            if count < 0:
                 poll = self._read_both if self._unsent else self._read_in
-                if any(e & ~select.POLLOUT for _, e in poll.poll(None if timeout is None else timeout * 1000)):
-                    with suppress(BlockingIOError):
-                        count = self._sock.recv_into(buffer)
-                        ended = count == 0
-                self._flush_unless_busy()
-        except OSError as e:
-            ended, error = True, e
+                for _, events in poll.poll(None if timeout is None else timeout * 1000):
+                    if events & ~select.POLLOUT:
+                        with suppress(BlockingIOError):
+                            count = self._sock.recv_into(buffer)
+                if self._unsent:
+                    self._flush_unless_busy()
+            ended = count == 0
+        except OSError:
+            ended = True
         finally:
             self._cond.acquire()
             self._reading = False
             self._cond.notify_all()
-        self._took(count, ended or error is not None)
+        self._took(max(count, 0), ended)
 
     def _poller(self, events: int) -> select.poll:
         poll = select.poll()
@@ -287,40 +293,35 @@ class LocalClient(Services):
     # ---- writing ----
 
     def _write(
-        self,
-        head: bytes,
-        body: memoryview,
-        deadline: float | None,
-        label: str,
-        begun: Callable[[], None] | None = None,
+        self, head: bytes, body: bytes | memoryview, deadline: float | None, label: str, request: Request | None = None
     ) -> None:
         """Writes one frame, reading meanwhile so that a daemon blocked on us can go on. Returns when it is
-        with the kernel. Raises timeout; a frame that was begun then goes out before the next one."""
+        with the kernel. Raises timeout; a frame that was begun then goes out before the next one. request: what it is if a
+        reply to it will come."""
         with self._write_lock:
             while not self._begin(head, body, label):
                 self._sleep_blocked(deadline, label)
-            if begun is not None:
-                begun()
-            while not self._flush(label):
+            if request is not None:
+                self._late = request  # from here on the reply comes, wanted or not
+            while self._unsent and not self._flush(label):
                 self._sleep_blocked(deadline, label)
 
-    def _try_write(self, head: bytes, body: memoryview) -> bool:
+    def _try_write(self, head: bytes, body: bytes | memoryview) -> bool:
         with self._write_lock:
             return self._begin(head, body, "write")
 
-    def _begin(self, head: bytes, body: memoryview, label: str) -> bool:
+    def _begin(self, head: bytes, body: bytes | memoryview, label: str) -> bool:
         """Starts a frame if the socket takes any of it; the rest goes to `_unsent`."""
-        if not self._flush(label):
+        if self._unsent and not self._flush(label):
             return False
         try:
-            sent = self._sock.sendmsg((head, body))
+            sent = self._sock.sendmsg((head, body)) if body else self._sock.send(head)
         except BlockingIOError:
             return False
         except OSError:
             raise self._broken_pipe(label) from None
         if sent < len(head) + len(body):
-            rest = head[sent:] + body[max(0, sent - len(head)) :].tobytes()
-            self._unsent = memoryview(rest)
+            self._unsent = memoryview(head[sent:] + bytes(body[max(0, sent - len(head)) :]))
         return True
 
     def _flush(self, label: str) -> bool:
@@ -372,7 +373,7 @@ class LocalClient(Services):
             self._cond.notify_all()
             gone = self._failed is not None
         if not gone:
-            self._write(rq.Close(stream.conn_id).frame(), memoryview(b""), monotonic() + 30.0, "close")
+            self._write(rq.Close(stream.conn_id).frame(), b"", monotonic() + 30.0, "close")
 
     def _close_listener(self, queue: AcceptQueue) -> None:
         with self._cond:
@@ -394,4 +395,4 @@ class LocalClient(Services):
             with self._cond:
                 conn_id = self._router.refused.pop() if self._router.refused else None
             if conn_id is not None:
-                self._write(rq.Close(conn_id).frame(), memoryview(b""), monotonic() + 30.0, "close")
+                self._write(rq.Close(conn_id).frame(), b"", monotonic() + 30.0, "close")

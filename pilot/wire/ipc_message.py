@@ -99,6 +99,9 @@ class Message:
         cls._names = tuple(n for n, kind in cls.__annotations__.items() if not kind.startswith("ClassVar"))
 
     def __init__(self, *values: Any, **named: Any) -> None:
+        if not named and len(values) == len(self._names):  # as nearly always, and a dial waits for it
+            self.__dict__.update(zip(self._names, values, strict=True))
+            return
         given = dict(zip(self._names, values, strict=False), **named)
         wrong = len(values) > len(self._names) or not named.keys() <= set(self._names)
         if wrong or any(name not in given and not hasattr(self, name) for name in self._names):  # defaults: class attributes
