@@ -141,7 +141,14 @@ pl_event *pl_event_push(pl_engine *e, uint32_t type, const uint8_t *data, size_t
   else
     e->ev_head = ev;
   e->ev_tail = ev;
+  e->n_events++;
   return ev;
+}
+
+void pl_event_hush(pl_engine *e, pl_event *ev) {
+  if (!ev || ev->quiet) return;
+  ev->quiet = true;
+  e->n_quiet_events++;
 }
 
 static bool is_stranger_event(uint32_t type) {
@@ -153,6 +160,8 @@ pl_event *pl_engine_event(pl_engine *e) {
   if (!ev) return NULL;
   e->ev_head = ev->next;
   if (!e->ev_head) e->ev_tail = NULL;
+  e->n_events--;
+  if (ev->quiet) e->n_quiet_events--;
   if (is_stranger_event(ev->type)) e->n_stranger_events--;
   if (ev->type == PL_EV_DATAGRAM) e->dgram_event_bytes -= sizeof *ev + ev->len;
   if (ev->type == PL_EV_CLIENT_FRAME && e->taken_fn) e->taken_fn(e->taken_ctx, ev->client, ev->len);
@@ -163,6 +172,7 @@ pl_event *pl_engine_event(pl_engine *e) {
 void pl_event_free(pl_event *ev) { free(ev); }
 
 bool pl_engine_has_events(const pl_engine *e) { return e->ev_head != NULL; }
+bool pl_engine_has_pressing_events(const pl_engine *e) { return e->n_events > e->n_quiet_events; }
 
 int pl_engine_post(pl_engine *e, const pl_event *head, const uint8_t *data, uint32_t len) {
   pl_event *ev = pl_event_push(e, head->type, data, len, false);
@@ -320,6 +330,10 @@ void pl_engine_flush(pl_engine *e, uint64_t now_ns) {
       pl_conn_on_timer(e, o->conn);
   }
   pl_conn_send_all(e);
+  pl_engine_send_made(e);
+}
+
+void pl_engine_send_made(pl_engine *e) {
   if (e->tx->n_runs) e->tx->flush(e->tx, e->tx->ctx);
 }
 

@@ -50,6 +50,7 @@ typedef struct pl_event {
   uint32_t node, conn, client;
   uint16_t remote_net, remote_port, local_net, local_port;
   bool relayed;
+  bool quiet; /* it can wait for others before anybody is woken up for it */
   pl_addr addr;
   uint64_t a, b;
   uint32_t len;
@@ -97,6 +98,7 @@ uint64_t pl_engine_deadline(const pl_engine *e);
 pl_event *pl_engine_event(pl_engine *e);
 void pl_event_free(pl_event *ev);
 bool pl_engine_has_events(const pl_engine *e);
+bool pl_engine_has_pressing_events(const pl_engine *e); /* others than quiet ones: streams of local clients that come and go */
 /* For shells: queue an event of their own (CLIENT_*). Data is copied. PL_OK or PL_ENOMEM. */
 int pl_engine_post(pl_engine *e, const pl_event *head, const uint8_t *data, uint32_t len);
 
@@ -132,6 +134,8 @@ int pl_engine_forget_peer(pl_engine *e, uint32_t node, uint64_t now_ns);
 int pl_engine_set_path(pl_engine *e, uint32_t node, const pl_addr *to, bool relay, uint64_t now_ns);
 /* Sends an encrypted ping over the given path, active or not, under the pending key if there is one. The token comes back in PONG. */
 int pl_engine_probe(pl_engine *e, uint32_t node, const pl_addr *to, bool relay, uint64_t token, uint64_t now_ns);
+/* Sends the datagrams that are made already, without making others: before something that gives the processor away. */
+void pl_engine_send_made(pl_engine *e);
 /* Any bytes to any address: PILA, PILK, PILP, beacon messages. */
 int pl_engine_send_raw(pl_engine *e, const pl_addr *to, const uint8_t *data, size_t len);
 

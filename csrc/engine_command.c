@@ -41,6 +41,7 @@ int pl_engine_own(pl_engine *e, uint32_t conn, enum pl_owner owner, uint32_t cli
   if (c->owner != owner || c->client != client) pl_conn_let_go(e, c);
   c->owner = owner;
   c->client = client;
+  c->served = owner == PL_OWNER_CLIENT || owner == PL_OWNER_ECHO;
   c->armed = true;
   if (c->dead && owner != PL_OWNER_CLIENT) {
     pl_conn_kill(e, c, true);

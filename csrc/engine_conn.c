@@ -235,6 +235,7 @@ void pl_conn_kill(pl_engine *e, pl_conn *c, bool reset) {
   }
   pl_event *ev = conn_event(e, c, PL_EV_CONN_CLOSED);
   if (ev) ev->a = reset;
+  if (c->served) pl_event_hush(e, ev);
   conn_free(e, c);
 }
 
@@ -301,6 +302,8 @@ void pl_conn_release(pl_engine *e, pl_conn *c) {
   c->held = false;
   c->s = s;
   pl_stream_release(s, e->now_ns);
+  size_t bytes = 0;
+  send_train(e, c, &bytes); /* the SYN, at once: see on_syn */
   pl_conn_activate(e, c);
 }
 
@@ -376,11 +379,13 @@ static void on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
   c->client = port->client;
   if (port->owner == PL_OWNER_ECHO) {
     c->owner = PL_OWNER_ECHO;
+    c->served = true;
   } else if (port->owner == PL_OWNER_CLIENT && e->claim_accepts) {
     c->owner = PL_OWNER_CLIENT;
-    c->claimed = true;
+    c->claimed = c->served = true;
     pl_event *ev = conn_event(e, c, PL_EV_CLIENT_CONN);
     if (ev) ev->a = 1;
+    pl_event_hush(e, ev);
     mark_ready(e, c);
   } else {
     c->parked = true;
@@ -388,6 +393,8 @@ static void on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt) {
     port->parked++;
     conn_event(e, c, PL_EV_ACCEPT);
   }
+  size_t bytes = 0;
+  send_train(e, c, &bytes); /* at once: who is told of the stream wakes up, and would be in the way of the answer */
   pl_conn_activate(e, c);
 }
 
@@ -512,9 +519,11 @@ void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev) {
       c->dialing = false;
       c->parked = false;
       c->dial_deadline_ns = PL_NEVER;
-      conn_event(e, c, c->claimed ? PL_EV_CLIENT_CONN : PL_EV_CONN_OPEN);
+      pl_event *opened = conn_event(e, c, c->claimed ? PL_EV_CLIENT_CONN : PL_EV_CONN_OPEN);
       if (c->claimed) {
+        pl_event_hush(e, opened);
         c->owner = PL_OWNER_CLIENT;
+        c->served = true;
         mark_ready(e, c);
       }
     }

@@ -160,6 +160,7 @@ typedef struct pl_conn {
   bool dialing, held;        /* held: SYN waits for key and path */
   bool claimed;              /* the local clients' shell answers the dial, or takes the accepted stream, by itself */
   bool inbound, parked;      /* parked: counted in its port's accept queue */
+  bool served;               /* owned by a local client or the echo service, or was when it was closed: its end does not press Python */
   bool closing;              /* closed on our side: what still arrives is discarded */
   bool dead;                 /* reset; kept only until a local client's shell let go */
   bool armed;                /* APP: the next bytes make a READABLE event */
@@ -207,6 +208,7 @@ struct pl_engine {
 
   pl_event *ev_head, *ev_tail;
   uint32_t n_stranger_events;
+  uint32_t n_events, n_quiet_events;
   uint64_t dgram_event_bytes; /* payloads of PL_EV_DATAGRAM and their heads */
   uint64_t dgram_wait_bytes;  /* of datagrams that wait for sessions */
 
@@ -238,6 +240,7 @@ struct pl_engine {
 /* engine.c */
 uint64_t pl_engine_random(pl_engine *e);
 pl_event *pl_event_push(pl_engine *e, uint32_t type, const uint8_t *data, size_t len, bool stranger);
+void pl_event_hush(pl_engine *e, pl_event *ev); /* quiet from now on; NULL is nothing */
 bool pl_bucket_take(pl_bucket *b, uint64_t key, double rate, double burst, uint64_t now_ns);
 /* keep: tokens that have to be left. */
 bool pl_token_take(double *tokens, uint64_t *at_ns, double rate, double burst, double keep, uint64_t now_ns);

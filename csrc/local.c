@@ -338,6 +338,7 @@ static void serve(pl_local *l, pl_client *c) {
     c->readable = false;
     if (!pl_client_paused(c)) pl_client_read(l, c);
   }
+  pl_engine_send_made(l->e); /* a client that is written to wakes up, perhaps on this processor */
   pl_client_write(l, c);
   if (pl_client_paused(c)) {
     c->stopped = true;

@@ -22,6 +22,7 @@
 
 #define WAIT_EVENTS 64
 #define RX_TURN_CALLS 8u
+#define QUIET_NS (10 * PL_NS_PER_MS) /* quiet events wait for each other */
 #define STOP_FLUSHES 64u             /* each sends up to a MiB: a last word on every stream */
 
 /* ---- lock ---- */
@@ -49,20 +50,36 @@ static void send_all(pl_tx *tx, void *ctx) {
   pl_tx_reset(tx);
 }
 
+static void forget_announcement(pl_loop *l) {
+  l->announced = false;
+  l->announce_ns = PL_NEVER;
+}
+
+/* Wakes the reader of events. It is another thread and wants a processor; for quiet events that is not worth what it takes from the streams. */
+static void announce(pl_loop *l, uint64_t now) {
+  if (!pl_engine_has_events(l->engine)) {
+    forget_announcement(l);
+  } else if (!l->announced) {
+    if (l->announce_ns == PL_NEVER) l->announce_ns = now + QUIET_NS;
+    if (now < l->announce_ns && !l->stopped && !pl_engine_has_pressing_events(l->engine)) return;
+    signal_fd(l->event_fd);
+    l->announced = true;
+    l->announce_ns = PL_NEVER;
+  }
+}
+
 /* Everything that follows from input or commands. */
 void pl_loop_settle(pl_loop *l) {
   uint64_t now = pl_loop_clock_ns();
   /* The reader may have emptied the queue just now, under the lock that is held: what the pump adds is news to it. */
-  if (!pl_engine_has_events(l->engine)) l->announced = false;
+  if (!pl_engine_has_events(l->engine)) forget_announcement(l);
   if (l->local) pl_local_pump(l->local, now);
   pl_engine_flush(l->engine, now);
-  bool waiting = pl_engine_has_events(l->engine);
-  if (waiting && !l->announced) signal_fd(l->event_fd);
-  l->announced = waiting;
+  announce(l, now);
 }
 
 uint64_t pl_loop_deadline(const pl_loop *l) {
-  uint64_t at = pl_engine_deadline(l->engine);
+  uint64_t at = pl_min64(pl_engine_deadline(l->engine), l->announce_ns);
   return l->local ? pl_min64(at, pl_local_deadline(l->local)) : at;
 }
 
@@ -123,6 +140,7 @@ size_t pl_loop_receive(pl_loop *l) {
     }
     if (!l->udp.more) break;
   }
+  pl_engine_send_made(l->engine); /* what is answered at once goes before local clients are served */
   l->moved += bytes;
   if (bytes && pl_engine_opened(l->engine) == opened) l->junk++;
   if (bytes >= PL_BULK_BYTES) l->bulk_ns = pl_loop_clock_ns();
@@ -231,6 +249,7 @@ int pl_loop_new(const pl_loop_cfg *cfg, pl_loop **out) {
   pl_loop *l = calloc(1, sizeof *l);
   if (!l) return PL_ENOMEM;
   l->epoll_fd = l->wake_fd = l->event_fd = l->udp.fd = -1;
+  l->announce_ns = PL_NEVER;
   l->spin_ns = (cfg->spin_us < 1000 ? cfg->spin_us : 1000) * PL_NS_PER_US;
   pthread_mutex_init(&l->main, NULL);
   pthread_mutex_init(&l->next, NULL);

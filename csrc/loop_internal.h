@@ -33,6 +33,7 @@ struct pl_loop {
   bool stop;            /* the rest: under the lock */
   bool sleeping;        /* the data thread waits, until sleep_until_ns */
   bool announced;       /* event_fd was written and the queue has not been empty since */
+  uint64_t announce_ns; /* when it is written for quiet events alone; PL_NEVER = there are none */
   uint64_t sleep_until_ns;
   int epoll_fd, wake_fd, event_fd;
   pl_addr local_addr;

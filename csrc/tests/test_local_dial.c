@@ -56,6 +56,36 @@ static void test_alone(void) {
   end(&w, &a, &b);
 }
 
+/* The answer to a dial leaves before the program that it is for is woken up, and no event presses Python. */
+static void test_answer_first(void) {
+  world w;
+  client a, b;
+  begin(&w, &a, &b);
+  steps(&w, 20);
+  uint8_t cmd;
+  const uint8_t *p;
+  uint32_t len;
+  while (client_next(&a, &cmd, &p, &len) || client_next(&b, &cmd, &p, &len)) continue;
+  w.n[0].hold_events = w.n[1].hold_events = true;
+  ask(&w, &a, 2, 1000);
+  w.now += STEP_NS;
+  step_node(&w.n[0]); /* the SYN is there */
+  CHECK(w.n[1].tx.n_runs == 1 && !client_next(&b, &cmd, &p, &len));
+  step_node(&w.n[1]);
+  uint32_t cb = pl_get32(client_expect(&w, &b, ACCEPT, NULL) + 2), ca = pl_get32(client_expect(&w, &a, DIAL_OK, NULL));
+  client_conn(&w, &a, CLOSE, ca);
+  CHECK(pl_get32(client_expect(&w, &b, CLOSE_OK, NULL)) == cb);
+  client_expect(&w, &a, CLOSE_OK, NULL);
+  steps(&w, 20);
+  for (unsigned i = 0; i < 2; i++) {
+    CHECK(pl_engine_has_events(w.n[i].e) && !pl_engine_has_pressing_events(w.n[i].e));
+    w.n[i].hold_events = false;
+  }
+  steps(&w, 5);
+  CHECK(!pl_engine_has_events(w.n[0].e) && !pl_engine_has_events(w.n[1].e));
+  end(&w, &a, &b);
+}
+
 /* Refused, to strangers, to another network, malformed: Python's. */
 static void test_left_to_python(void) {
   world w;
@@ -244,6 +274,7 @@ int main(void) {
     const char *name;
     void (*run)(void);
   } tests[] = {{"alone", test_alone},
+               {"answer first", test_answer_first},
                {"left to python", test_left_to_python},
                {"order", test_order},
                {"lost before the answer", test_lost_before_the_answer},

@@ -136,6 +136,7 @@ class Node:
         self._metrics: MetricsServer | None = None
         self._socket_file: tuple[int, int] | None = None
         self._reading = False
+        self._dialled: set[int] = set()  # peers to which streams were opened without connect(), in this batch of events
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -299,6 +300,8 @@ class Node:
                 self._dispatch(event)
             except Exception:  # one bad event must not cost the others
                 log.exception("an event could not be handled", extra={"event": repr(event)})
+        while self._dialled:
+            self.traversal.want(self._dialled.pop())
         if len(events) == EVENT_BATCH:
             asyncio.get_running_loop().call_soon(self._on_events)
 
@@ -310,7 +313,7 @@ class Node:
         elif event.type == EV_CLIENT_CONN:
             self._streams.taken(self.ipc.clients.get(event.client), event.conn)
             if not event.a:
-                self.traversal.want(event.node)
+                self._dialled.add(event.node)  # many at once are usually to one
         elif event.type == EV_CONN_CLOSED:
             self._streams.closed(event.conn)
         elif event.type == EV_BEACON and isinstance(parse_beacon(event.data), Notify):
