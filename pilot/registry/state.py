@@ -184,6 +184,7 @@ class State:
         node.key_rotated = now_unix
         node.rotations += 1
         node.signs_register &= same_holder
+        node.tunnel_key = b""
         self.save(node)
 
     def set_owner(self, node: Node, owner: bytes) -> None:

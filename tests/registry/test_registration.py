@@ -230,5 +230,11 @@ async def test_resolve_tells_the_announced_tunnel_key(lab: Lab) -> None:
     await node.raw.ask(registration(node.identity))
     assert "tunnel_key" not in await other.resolve(1)
     await node.own("announce_key", tunnel_key=text)
+    new = Identity()
+    await node.ask("rotate_key", f"rotate:1:{new.key_text}", node_id=1, new_public_key=new.key_text)
+    assert "tunnel_key" not in await other.resolve(1)
+    node.identity = new
+    await node.own("announce_key", tunnel_key=base64.b64encode(build_pila(1, bytes(range(32)), new)).decode())
+    assert "tunnel_key" in await other.resolve(1)
     await node.own("deregister")
     assert lab.server.core.state.nodes[1].tunnel_key == b""
