@@ -153,8 +153,8 @@ static pl_key *key_new(pl_engine *e, uint32_t peer, const uint8_t key[32], const
 /* The peer has said a key that was foretold. It could not open what went out before, unless it has ours already. */
 static void confirmed(pl_engine *e, pl_peer *p) {
   p->cur->foretold = false;
-  pl_peer_ready(e, p);
   if (!p->cur->proved) pl_conn_dial_again(e, p);
+  pl_peer_ready(e, p);
 }
 
 /* Only our own kind announces features, and speaks era 2: after that there is nothing left to find out. Whether the peer is of that kind
@@ -191,8 +191,8 @@ int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], c
     k->foretold = foretold;
     e->n_sessions++;
     p->failures = 0;
-    pl_peer_ready(e, p);
     pl_conn_dial_again(e, p);
+    pl_peer_ready(e, p); /* last: the dials that begin here need no second SYN */
   } else {
     pl_key_free(e, p->next);
     p->next = k;

@@ -420,9 +420,11 @@ static void foretold(void) {
   CHECK(pl_engine_listen(p.n[1].e, 90, PL_OWNER_APP, 0, true) == PL_OK && pl_engine_listen(p.n[1].e, 80, PL_OWNER_APP, 0, true) == PL_OK);
   CHECK(pl_engine_set_path(a, number, &p.n[1].addr, false, p.now) == PL_OK);
   CHECK(pl_engine_send_datagram(a, 0, 7, 0, number, 90, (const uint8_t *)"once", 4, p.now) == PL_OK);
-  CHECK(pl_engine_dial(a, 0, 0, number, 80, 0, 20 * S, p.now) > 0);
-  CHECK(pl_engine_install_keys(a, number, p.key, NULL, 1, NULL, true, p.now) == PL_OK);
+  int64_t conn = pl_engine_dial(a, 0, 0, number, 80, 0, 20 * S, p.now);
+  CHECK(conn > 0 && pl_engine_install_keys(a, number, p.key, NULL, 1, NULL, true, p.now) == PL_OK);
   pair_run(&p, 100 * MS);
+  pl_conn_info opened;
+  CHECK(pl_engine_conn_info(a, (uint32_t)conn, &opened) == PL_OK && opened.s.srtt_ns); /* one SYN: its answer is a sample */
   CHECK(pair_count(&p, 0, PL_EV_CONN_OPEN) == 1 && pair_count(&p, 1, PL_EV_DATAGRAM) == 1 && pair_peer(&p, 0).proved);
   pair_free(&p);
 }
