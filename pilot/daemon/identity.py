@@ -6,6 +6,7 @@ import base64
 import binascii
 import fcntl
 import json
+import logging
 import os
 import stat
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 from pilot._core import SigningKey
 from pilot.errors import PilotError
 from pilot.files import write_atomic
+from pilot.wire.frames import KeyLink
+
+log = logging.getLogger("pilot.identity")
 
 MAX_BYTES = 64 << 10
 
@@ -24,6 +28,7 @@ class NodeIdentity:
     def __init__(self, private: SigningKey) -> None:
         self._private = private
         self.public_key = private.public_key
+        self.links: tuple[KeyLink, ...] = ()  # what its former keys have signed for their successors, oldest first
 
     @classmethod
     def generate(cls) -> NodeIdentity:
@@ -33,7 +38,7 @@ class NodeIdentity:
     @property
     def public_text(self) -> str:
         """The public key as the registry takes it: base64."""
-        return base64.b64encode(self.public_key).decode()
+        return _text(self.public_key)
 
     def sign(self, message: bytes) -> bytes:
         """64 bytes, plain Ed25519."""
@@ -65,10 +70,11 @@ class NodeIdentity:
         """Writes the file, 0600, whole or not at all; missing directories are made 0700. PilotError."""
         _write(path, self.to_json())
 
-    def become(self, other: NodeIdentity) -> None:
-        """Takes over another key: everybody who holds this identity signs with it from now on."""
+    def become(self, other: NodeIdentity, links: tuple[KeyLink, ...]) -> None:
+        """Takes over another key: everybody who holds this identity signs with it from now on. links: of the former keys."""
         self._private = other._private
         self.public_key = other.public_key
+        self.links = links
 
 
 class IdentityFile:
@@ -83,12 +89,14 @@ class IdentityFile:
         uses it), internal (damaged: it is never overwritten)."""
         self._path = Path(os.path.realpath(path))
         self._next = self._path.with_name(self._path.name + ".next")
+        self._links = self._path.with_name(self._path.name + ".links")
         self._lock = -1
         if not self._path.exists():
             NodeIdentity.generate().save(self._path)
         self._take_lock()
         try:
             self.identity = _load(self._path)
+            self.identity.links = self._load_links()
             self.prepared = self._load_next()
         except PilotError:
             self.close()
@@ -103,8 +111,10 @@ class IdentityFile:
     def commit(self) -> None:
         """The prepared key becomes the identity, in the file and in `identity`. PilotError."""
         assert self.prepared
+        rows = [{"old": _text(link.old), "signature": _text(link.signature)} for link in self.identity.links]
+        _write(self._links, json.dumps(rows, indent=2))
         self.prepared[0].save(self._path)
-        self.identity.become(self.prepared[0])
+        self.identity.become(self.prepared[0], self.identity.links)
         self.drop()
         self._take_lock()
 
@@ -137,6 +147,17 @@ class IdentityFile:
             pass  # a file system without locks
         self.close()
         self._lock = fd
+
+    def _load_links(self) -> tuple[KeyLink, ...]:
+        """Without them peers that were away during a change have to be asked for trust anew: no reason not to start."""
+        try:
+            rows = json.loads(_read(self._links))
+            return tuple(KeyLink(_decode(row, "old", 32), _decode(row, "signature", 64)) for row in rows)
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, PilotError):
+            log.warning("the former identity keys cannot be read", extra={"path": str(self._links)})
+            return ()
 
     def _load_next(self) -> tuple[NodeIdentity, int] | None:
         try:
@@ -190,6 +211,10 @@ def _read(path: Path) -> bytes:
                 f"chmod 600 {path}",
             )
         return file.read(MAX_BYTES)
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
 
 
 def _decode(data: dict[str, Any], name: str, size: int) -> bytes:

@@ -108,7 +108,9 @@ class Node:
             self._transport_changed,
         )
         self.hub = StreamHub(self.plane, _handler_failed)
+        self.traversal.identity_changed(self.identity.links)
         self.trust = self._make_trust(trusted)
+        self.traversal.paths.key_vouched = self.trust.key_vouched
         self.rotation = Rotation(self.identity, self._identity_file, self.registry, self._identity_changed)
         self._where = Whereabouts(
             config, self.traversal, self.plane.local_addr[1], self.trust.store, self._registered
@@ -361,7 +363,7 @@ class Node:
 
     def _identity_changed(self) -> None:
         self.trust.set_public_key(self.identity.public_key)
-        self.traversal.identity_changed()
+        self.traversal.identity_changed(self.identity.links)
         self.registration.key_changed()
         nodes = [peer["node"] for peer in self.plane.peers() if peer["session"]]
         task = asyncio.get_running_loop().create_task(self.trust.announce_key(nodes))

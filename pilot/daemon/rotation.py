@@ -17,6 +17,8 @@ from typing import Any
 from pilot.daemon.identity import IdentityFile, NodeIdentity
 from pilot.errors import PilotError
 from pilot.registry.client import RegistryClient
+from pilot.tunnel.continuity import hand_over
+from pilot.wire.frames import MAX_LINKS
 
 log = logging.getLogger("pilot.identity")
 
@@ -46,7 +48,8 @@ class Rotation:
     async def rotate(self) -> Mapping[str, Any]:
         """Gives the node a new key; returns the registry's reply. Raises PilotError. Whoever waits for it may go away.
 
-        Peers that have pinned the old key refuse the new one for new sessions until they hear of it, or trust is made again.
+        Peers that have pinned the old key hear of the new one, now or when they meet the node again; published ones need new
+        trust.
         """
         if self._running and not self._running.done():
             raise PilotError("already_exists", "the key is being replaced already", retryable=True)
@@ -72,7 +75,7 @@ class Rotation:
                 new, node = unsure
                 if await self._present_key(node) == new.public_text:
                     with contextlib.suppress(PilotError):  # the log has it, and the file beside the identity keeps the key
-                        self._take(new)
+                        self._take(new, node)
                     log.info("an interrupted change of the identity key was completed")
                 elif asyncio.get_running_loop().time() - self._asked_at > LATE_S:
                     self._drop()
@@ -97,7 +100,7 @@ class Rotation:
                 reply = await self._after_all(new, node, error)
             finally:
                 self._asked_at = asyncio.get_running_loop().time()
-            self._take(new)
+            self._take(new, node)
             log.info("the identity key was replaced")
             return reply
 
@@ -122,9 +125,12 @@ class Rotation:
                 raise
             return None
 
-    def _take(self, new: NodeIdentity) -> None:
+    def _take(self, new: NodeIdentity, node: int) -> None:
         """The registry has `new`: it is the identity, whether or not it can be written now. Raises PilotError if it cannot."""
-        self._identity.become(new)
+        links = self._identity.links
+        if self._identity.public_key != new.public_key:
+            links = (*links, hand_over(self._identity, node, new.public_key))[-MAX_LINKS:]
+        self._identity.become(new, links)
         self._registry.use_identity(self._identity)
         self._kept = None
         self._changed()

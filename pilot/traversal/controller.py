@@ -30,7 +30,7 @@ from pilot.traversal.peer_paths import PeerPaths
 from pilot.tunnel.exchange import WANT_S, KeyExchange
 from pilot.tunnel.key_life import CHECK_EVERY_S, KeyLife
 from pilot.tunnel.own_key import Identity
-from pilot.wire.frames import Capabilities
+from pilot.wire.frames import Capabilities, KeyLink
 
 log = logging.getLogger("pilot.traversal")
 
@@ -251,9 +251,10 @@ class Traversal:
         self.paths.retry(node, self._clock())
         self._arm()
 
-    def identity_changed(self) -> None:
-        """The identity signs with another key now: what is announced from here on carries it. Sessions stay."""
-        self._exchange.identity_changed()
+    def identity_changed(self, links: Sequence[KeyLink]) -> None:
+        """The identity signs with another key now: what is announced from here on carries it, and what its former keys, `links`,
+        have signed for it. Sessions stay."""
+        self._exchange.identity_changed(links)
 
     @property
     def announcement(self) -> bytes:

@@ -62,6 +62,7 @@ class PeerActions:
         ResolveBeacons.
         hidden: this node shows its address to nobody (relay only)."""
         self.exchange = exchange
+        self.key_vouched: Callable[[int, bytes, bytes], None] = lambda node, pinned, offered: None  # gets actions.KeyVouched
         self.discovery = discovery
         self._plane = plane
         self._questions = questions
@@ -175,6 +176,8 @@ class PeerActions:
             if machine:
                 machine.hint(action.addr, now)
                 self._dirty[action.node] = None
+        elif isinstance(action, key.KeyVouched):
+            self.key_vouched(action.node, action.pinned, action.offered)
         elif isinstance(action, key.KeyRefused):
             who = "The registry" if action.source == "registry" else "Somebody"
             text = f"{who} presented another identity for node {action.node} than the one known: refused"

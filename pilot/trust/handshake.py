@@ -193,7 +193,7 @@ class HandshakeMachine:
         node = msg.node_id
         trusted = self.store.trusted.get(node)
         if trusted and msg.type == ACCEPT and trusted.public_key not in (b"", msg.key) and msg.key == peer_key:
-            return self._key_replaced(trusted, msg.key)
+            return self.key_replaced(trusted, msg.key)
         known = [k for k in (peer_key, trusted.public_key if trusted else b"") if k]
         if any(k != msg.key for k in known):
             self._drop("key_mismatch")
@@ -338,9 +338,10 @@ class HandshakeMachine:
             Report(node),
         ]
 
-    def _key_replaced(self, peer: TrustedPeer, key: bytes) -> list[Action]:
-        """A trusted node says in a session that its pinned key authenticated that it has another key now, and the registry has
-        that key too. Neither the registry alone nor a stranger can do that."""
+    def key_replaced(self, peer: TrustedPeer, key: bytes) -> list[Action]:
+        """A trusted node says in a session that its pinned key authenticated, or by a chain of signatures that begins with it,
+        that it has another key now, and the registry has that key too. Neither the registry nor who stole a former key can do
+        that alone."""
         self.store.trusted[peer.node_id] = replace(peer, public_key=key)
         self.changed = True
         return [Grant(peer.node_id, key), Emit("trust.key_replaced", {"peer_node_id": peer.node_id})]

@@ -157,6 +157,18 @@ class TrustService:
     async def _announce(self, node: int) -> None:
         await self._courier.deliver(node, ACCEPT)
 
+    def key_vouched(self, node: int, pinned: bytes, offered: bytes) -> None:
+        """The pinned key of `node` vouches for another one (pilot.tunnel.actions.KeyVouched): has the registry that one too?"""
+        self._spawn(self._follow(node, pinned, offered))
+
+    async def _follow(self, node: int, pinned: bytes, offered: bytes) -> None:
+        if not self.store.is_trusted(node):
+            return
+        named, _ = await self._vouch(node)
+        peer = self.store.trusted.get(node)  # trust may have ended meanwhile, or be another one
+        if peer is not None and peer.public_key == pinned and named == offered:
+            await self._apply(node, self.machine.key_replaced(peer, offered))
+
     def notify(self) -> None:
         """The beacon says that the registry holds something for us (0x0A, kind 1). May be forged: limited."""
         self._relay.notify()

@@ -3,7 +3,7 @@
 Both generations of the file are read; the later one is written, mode 0600, atomically, with our own open requests under
 `requested` and the times of our last messages under `told`, which other implementations ignore. What others wrote beyond that is
 kept as it is. A file that cannot be read to its last row is refused, never replaced: it is the only copy. A trusted entry pins
-the peer's key: once known it never changes without a revocation.
+the peer's key: once known it changes only when the key itself vouches for another (handshake.py), or by a revocation.
 """
 
 from __future__ import annotations

@@ -100,6 +100,16 @@ class KeyRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyVouched:
+    """`node` was presented with another identity than the pinned one, and the pinned one vouches for it (continuity.py).
+    Nothing was changed: whoever pins has to ask the registry whether that is the node's key now."""
+
+    node: int
+    pinned: bytes
+    offered: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ExchangeGaveUp:
     """Nobody proved a session with `node` while one was wanted."""
 
@@ -118,5 +128,6 @@ Action = (
     | ProbeKey
     | AddressHint
     | KeyRefused
+    | KeyVouched
     | ExchangeGaveUp
 )

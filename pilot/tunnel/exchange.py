@@ -15,7 +15,7 @@ sends.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pilot.tunnel import proof
@@ -27,17 +27,19 @@ from pilot.tunnel.actions import (
     ExchangeGaveUp,
     InstallKey,
     KeyRefused,
+    KeyVouched,
     NeedPeerKey,
     SendDirect,
     SendRelay,
     SendTo,
 )
+from pilot.tunnel.continuity import leads
 from pilot.tunnel.deadlines import Deadlines
 from pilot.tunnel.limits import RateLimit
 from pilot.tunnel.own_key import Identity, OwnKey
 from pilot.tunnel.packing import NEVER
 from pilot.tunnel.records import FOR_EVER, FRAMES_PER_S, PeerRecord, PeerTable, Session
-from pilot.wire.frames import Capabilities, Pila, Pilk, parse_pila, parse_pilk
+from pilot.wire.frames import Capabilities, KeyLink, Pila, Pilk, parse_pila, parse_pilk
 
 WANT_S = 30.0  # how long one request for a session is worth repeating
 RESEND_S = (1.0, 2.0, 4.0)  # the last one repeats
@@ -87,6 +89,7 @@ class KeyExchange:
         self.stats = ExchangeStats()
         self._identity = identity
         self._caps = caps
+        self._links: tuple[KeyLink, ...] = ()
         self._random = random
         self._last_heard = last_heard
         self._accept_era1 = accept_era1
@@ -104,6 +107,7 @@ class KeyExchange:
         self._by_ip: RateLimit[str] = RateLimit(50.0, 100.0)
         self._by_peer: RateLimit[tuple[int, str]] = RateLimit(FRAMES_PER_S, FRAMES_PER_S)
         self._lookups: RateLimit[str] = RateLimit(50.0, 100.0, 1)
+        self._chains: RateLimit[str] = RateLimit(50.0, 100.0, 1)
         self._out: list[Action] = []
 
     # ---- identity and policy ----
@@ -157,7 +161,7 @@ class KeyExchange:
     @property
     def announcement(self) -> bytes:
         """The PILA that others may be told before they ask for it; b"" while not registered."""
-        return self._own.pila if self._own else b""
+        return self._own.announcement if self._own else b""
 
     # ---- demand ----
 
@@ -291,8 +295,9 @@ class KeyExchange:
             self._send(peer, self._own.pila, now)
             self._send(peer, self._own.pilk, now)
 
-    def identity_changed(self) -> None:
-        """The identity signs with another key: the announcement of our X25519 key is signed anew."""
+    def identity_changed(self, links: Sequence[KeyLink] = ()) -> None:
+        """The identity signs with another key: the announcement of our X25519 key is signed anew. links: its former ones."""
+        self._links = tuple(links)
         self._renew()
 
     def rotate(self, now: float) -> bool:
@@ -361,12 +366,23 @@ class KeyExchange:
             self.stats.wrong_identity += 1
             if peer.pin is None and now - peer.refreshed_at >= KEY_REFRESH_EVERY_S:
                 self._need_key(peer, data, addr, relayed, now, fresh=True)
+            elif peer.pin and self._vouched(peer, peer.pin, parsed, now):
+                self._out.append(KeyVouched(peer.node, peer.pin, parsed.ed25519))
             else:
                 self._report(peer, parsed.ed25519, "frame", now)
         elif not parsed.verify():
             self.stats.bad_signature += 1
         else:
             self._accept(peer, parsed, addr, relayed, now)
+
+    def _vouched(self, peer: PeerRecord, pin: bytes, pila: Pila, now: float) -> bool:
+        """The pinned key vouches for the other one: a question for the registry, not asked at every frame."""
+        if now - peer.vouched_at < KEY_REFRESH_EVERY_S or not self._chains.take("", now):
+            return False
+        if not pila.verify() or not leads(pila.links, peer.node, pin, pila.ed25519):
+            return False
+        peer.vouched_at = now
+        return True
 
     def _accept(self, peer: PeerRecord, pila: Pila, addr: Addr, relayed: bool, now: float) -> None:
         assert self._own
@@ -468,7 +484,7 @@ class KeyExchange:
     # ---- keys ----
 
     def _renew(self) -> None:
-        self._own = OwnKey(self._identity, self._node, self._private, self._caps) if self._node else None
+        self._own = OwnKey(self._identity, self._node, self._private, self._caps, self._links) if self._node else None
 
     def _agree(self, public: bytes, caps: Capabilities | None, now: float) -> Session | None:
         assert self._own

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 from pilot._core import AgreementKey
-from pilot.wire.frames import Capabilities, build_pila, build_pilk
+from pilot.tunnel.continuity import sound
+from pilot.wire.frames import Capabilities, KeyLink, build_pila, build_pilk
 from pilot.wire.keys import tunnel_key, tunnel_key_era1
 
 
@@ -25,11 +27,15 @@ class OwnKey:
     """One X25519 key pair and the two frames that announce it. Frames are built once: signing is the dear
     part."""
 
-    def __init__(self, identity: Identity, node: int, private: bytes, caps: Capabilities) -> None:
-        """private: 32 random bytes. node: own number, not 0."""
+    def __init__(
+        self, identity: Identity, node: int, private: bytes, caps: Capabilities, links: Sequence[KeyLink] = ()
+    ) -> None:
+        """private: 32 random bytes. node: own number, not 0. links: former identities."""
         self._private = AgreementKey(private)
         self.public = self._private.public_key
-        self.pila = build_pila(node, self.public, identity, caps)
+        chain = sound(links, node, identity.public_key)
+        self.announcement = build_pila(node, self.public, identity, caps)  # a registry takes no longer ones
+        self.pila = build_pila(node, self.public, identity, caps, chain) if chain else self.announcement
         self.pilk = build_pilk(node, self.public)
 
     def agree(self, peer_public: bytes) -> tuple[bytes, int]:

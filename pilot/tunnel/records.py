@@ -56,6 +56,7 @@ class PeerRecord:
     replied_at: float = NEVER
     hinted_at: float = NEVER
     reported_at: float = NEVER
+    vouched_at: float = NEVER  # last look at a chain of identities
     _sent: tuple[float, ...] = ()  # when frames went out within the last second, directly
     _sent_relay: tuple[float, ...] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -27,12 +28,16 @@ MAX_NODE = 0xFFFFFFFF
 MIN_SEGMENT = 1152
 MAX_SEGMENT = 65000
 MAX_CAPS_BODY = 512
+MAX_LINKS = 4  # of a chain of identity keys: what fits beside the capabilities
 
 _TRAILER = b"\x00\x00PX\x01"  # the two zeros are "nothing" to the May-2026 fork
 _TRAILER_HEAD = 7
 _TRAILER_DOMAIN = b"pilot-caps-v1"
 _CAP_FEATURES, _CAP_MAX_SEGMENT, _CAP_REORDER, _CAP_NAT = 1, 2, 3, 6
 _CAP_SIZE = {_CAP_FEATURES: 4, _CAP_MAX_SEGMENT: 2, _CAP_REORDER: 4, _CAP_NAT: 1}
+_KEY_LINK = 7
+_LINK_SIZE = KEY_SIZE + 64
+_RECORD_SIZE = {**_CAP_SIZE, _KEY_LINK: _LINK_SIZE}
 
 
 class FrameKind(enum.IntEnum):
@@ -107,21 +112,23 @@ class Capabilities:
 
         Unknown records are skipped; of a repeated one the last counts.
         """
+        records = _records(body)
+        if records is None:
+            return None
         values = dict.fromkeys(_CAP_SIZE, 0)
-        at = 0
-        while at < len(body):
-            kind = body[at]
-            size = body[at + 1] if at + 1 < len(body) else len(body)
-            value = body[at + 2 : at + 2 + size]
-            if len(value) != size or _CAP_SIZE.get(kind, size) != size:
-                return None
-            if kind in values:
-                values[kind] = int.from_bytes(value, "big")
-            at += 2 + size
+        values.update((kind, int.from_bytes(value, "big")) for kind, value in records if kind in values)
         segment = values[_CAP_MAX_SEGMENT]
         if segment and not MIN_SEGMENT <= segment <= MAX_SEGMENT:
             return None
         return Capabilities(values[_CAP_FEATURES], segment, values[_CAP_REORDER], values[_CAP_NAT])
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLink:
+    """A former identity key (32 bytes) and its signature (64 bytes) that hands over to the next one (pilot.tunnel.continuity)."""
+
+    old: bytes
+    signature: bytes
 
 
 @dataclass(frozen=True)
@@ -138,12 +145,21 @@ class Pila:
         """The signature is right under `ed25519`, which the caller has compared with the key it knows."""
         return verify_signature(self.ed25519, self.signature, _signed_part(self.frame))
 
-    @cached_property
+    @property
     def caps(self) -> Capabilities | None:
-        """What the trailer announces; None without a trailer or if anything is wrong with it.
+        """What the trailer announces; None without a trailer or if anything is wrong with it. Ask after `verify`."""
+        return None if self._body is None else Capabilities.unpack(self._body)
 
-        Verifies a signature when first asked, so ask after `verify`.
-        """
+    @property
+    def links(self) -> tuple[KeyLink, ...]:
+        """The chain of former identities in the trailer, oldest first, none of it checked. Ask after `verify`."""
+        records = _records(self._body or b"") or []
+        chain = [KeyLink(value[:KEY_SIZE], value[KEY_SIZE:]) for kind, value in records if kind == _KEY_LINK]
+        return tuple(chain[-MAX_LINKS:])
+
+    @cached_property
+    def _body(self) -> bytes | None:
+        """The records of the trailer; None without one or if it is not what the holder of `ed25519` has signed."""
         frame = self.frame
         body_at = PILA_SIZE + _TRAILER_HEAD
         if len(frame) < body_at or not frame.startswith(_TRAILER, PILA_SIZE):
@@ -154,7 +170,7 @@ class Pila:
         signature = frame[body_end : body_end + SIGNATURE_SIZE]
         if not verify_signature(self.ed25519, signature, _TRAILER_DOMAIN + frame[:body_end]):
             return None
-        return Capabilities.unpack(frame[body_at:body_end])
+        return frame[body_at:body_end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +181,19 @@ class Pilk:
     x25519: bytes
 
 
-def build_pila(node: int, x25519: bytes, identity: Signer, caps: Capabilities | None = None) -> bytes:
+def build_pila(
+    node: int, x25519: bytes, identity: Signer, caps: Capabilities | None = None, links: Sequence[KeyLink] = ()
+) -> bytes:
     """A PILA of `node` (0..2^32-1) for the X25519 public key (32 bytes), 136 bytes, plus the trailer with `caps`.
 
+    links: former identities, oldest first; the last MAX_LINKS go into the trailer.
     Raises WireError for a key of another length and for capabilities out of range.
     """
     head = PILA + _node_and_key(node, x25519)
     frame = head + identity.public_key + identity.sign(_signed_part(head))
     if caps is None:
         return frame
-    body = caps.pack()
+    body = caps.pack() + b"".join(_pack_link(link) for link in links[-MAX_LINKS:])
     frame += _TRAILER + len(body).to_bytes(2, "big") + body
     return frame + identity.sign(_TRAILER_DOMAIN + frame)
 
@@ -248,6 +267,27 @@ def open_pils(key: bytes, frame: bytes, era: int = 2) -> bytes | None:
         return AESGCM(key).decrypt(pils.nonce, pils.body, frame[4:8] if era == 2 else None)
     except InvalidTag:
         return None
+
+
+def _records(body: bytes) -> list[tuple[int, bytes]] | None:
+    """Type and value of each record of a trailer; None if one is cut off or has the wrong length."""
+    found: list[tuple[int, bytes]] = []
+    at = 0
+    while at < len(body):
+        kind = body[at]
+        size = body[at + 1] if at + 1 < len(body) else len(body)
+        value = body[at + 2 : at + 2 + size]
+        if len(value) != size or _RECORD_SIZE.get(kind, size) != size:
+            return None
+        found.append((kind, value))
+        at += 2 + size
+    return found
+
+
+def _pack_link(link: KeyLink) -> bytes:
+    if len(link.old) != KEY_SIZE or len(link.signature) != SIGNATURE_SIZE:
+        raise WireError("key link of a wrong length")
+    return bytes((_KEY_LINK, _LINK_SIZE)) + link.old + link.signature
 
 
 def _signed_part(frame: bytes) -> bytes:

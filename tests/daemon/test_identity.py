@@ -111,7 +111,7 @@ def test_change_of_key_in_two_steps(tmp_path: Path) -> None:
     file.close()
     file = IdentityFile(path)
     assert file.identity.public_key == new.public_key and file.prepared is None
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["identity.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["identity.json", "identity.json.links"]
     file.close()
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_node import dial, read_stream
 from world import Agent, World, until
 
 from pilot.daemon import identity
+from pilot.daemon.identity import NodeIdentity
 from pilot.errors import PilotError
 from pilot.wire import ipc_requests as rq
+from pilot.wire.frames import KeyLink
 
 DOWN = PilotError("connection_failed", "connection refused", retryable=True)
 
@@ -120,6 +123,63 @@ async def test_a_full_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
         assert "the key was replaced, but" in text and "No space left" in text
         assert a.node.identity.public_text != before
     await consistent(world, a, number)
+
+
+async def test_a_peer_that_was_away_follows_the_chain_of_keys(world: World) -> None:
+    """Two changes and a restart later: trust is still there, on both sides, and the old key counts no more."""
+    a, b = await world.agent("alpha"), await world.agent("bravo")
+    await world.trust(a, b)
+    number, first = a.number, a.node.identity.public_key
+    await b.stop()
+    world.agents.remove(b)
+    for _ in range(2):
+        await a.node.rotation.rotate()
+    await a.stop()
+    world.agents.remove(a)
+    a = await world.agent("alpha")
+    assert a.number == number and len(a.node.identity.links) == 2
+    b = await world.agent("bravo")
+    assert b.node.trust.store.trusted[number].public_key == first
+    client = await b.client()
+    conn = await dial(client, a.address, 7)
+    client.send(rq.Send(conn, b"it is me"))
+    assert await read_stream(client, conn, 8) == b"it is me"
+    assert b.node.trust.store.trusted[number].public_key == a.node.identity.public_key
+    assert b.node.traversal._exchange.known_key(number) == a.node.identity.public_key
+
+
+async def test_a_chain_moves_no_trust_that_the_registry_does_not_confirm(world: World) -> None:
+    """Whoever stole a former key can sign anything with it."""
+    a, b = await world.agent("alpha"), await world.agent("bravo")
+    await world.trust(a, b)
+    number, key, stolen = a.number, a.node.identity.public_key, NodeIdentity.generate()
+    trust = b.node.trust
+    await trust._follow(number, key, stolen.public_key)
+    assert trust.store.trusted[number].public_key == key, "the registry has another key"
+    await trust._follow(number, stolen.public_key, key)
+    assert trust.store.trusted[number].public_key == key, "not from the pinned key"
+    await a.node.registry.rotate_key(stolen)  # the registry has it, and the pinned key has vouched for it, but trust has ended
+    await trust.revoke(number)
+    await trust._follow(number, key, stolen.public_key)
+    assert not trust.store.is_trusted(number)
+
+
+def test_damaged_links_do_not_keep_a_node_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "identity.json"
+    file = identity.IdentityFile(path)
+    links = (KeyLink(bytes(32), bytes(64)),)
+    file.identity.links = links
+    file.prepare(NodeIdentity.generate(), 8)
+    file.commit()
+    file.close()
+    file = identity.IdentityFile(path)
+    assert file.identity.links == links
+    file.close()
+    for junk in ("", "{", "[1]", '{"a": 1}', '[{"old": "x"}]', '"x"', "1"):
+        path.with_name("identity.json.links").write_text(junk)
+        file = identity.IdentityFile(path)
+        assert file.identity.links == ()
+        file.close()
 
 
 async def test_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
