@@ -284,7 +284,9 @@ int64_t pl_engine_dial(pl_engine *e, uint16_t local_net, uint16_t remote_net, ui
   p->last_dial_ns = e->now_ns;
   pl_peer_active(e, p);
   if (pl_peer_usable(p)) {
+    size_t bytes = 0;
     pl_conn_release(e, c);
+    send_train(e, c, &bytes); /* the SYN, at once: see on_syn */
   } else {
     pl_peer_want(e, p);
     pl_wheel_set(e->wheel, &c->timer.t, c->dial_deadline_ns);
@@ -302,8 +304,6 @@ void pl_conn_release(pl_engine *e, pl_conn *c) {
   c->held = false;
   c->s = s;
   pl_stream_release(s, e->now_ns);
-  size_t bytes = 0;
-  send_train(e, c, &bytes); /* the SYN, at once: see on_syn */
   pl_conn_activate(e, c);
 }
 
