@@ -972,7 +972,7 @@ static void ping_numbers(void) {
     for (unsigned i = 0; i < 3; i++) {
       CHECK(pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[1].addr, false, 900 + i, p.now) == PL_OK);
       const pl_peer *peer = pl_peer_find(p.n[0].e, p.n[1].node);
-      for (unsigned j = 0; j < PL_PROBES; j++)
+      for (unsigned j = 0; j < peer->max_probes; j++)
         if (peer->probes[j].token == 900 + i) seq[k][i] = peer->probes[j].seq;
     }
     pair_free(&p);
