@@ -129,8 +129,8 @@ typedef struct pl_peer {
   unsigned n_dgrams, max_probes;
   struct pl_conn *conns;
   uint32_t n_conns;
-  pl_budget budget;     /* memory of its streams */
   uint32_t n_parked;    /* of them in accept queues */
+  pl_budget budget;     /* memory of its streams */
   double syn_tokens;    /* per-source SYN bucket */
   uint64_t syn_at_ns;
   double share_tokens;  /* its share of the common one */

@@ -5,13 +5,14 @@ and cannot tell the difference.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 from pilot._core import EngineBase
 from pilot.traversal.discovery import Discovery
 from pilot.traversal.path import PathMachine
 from pilot.tunnel.deadlines import Deadlines
+
+AFTER_NS = 1000  # the data plane wakes a machine so much later than it is due: not before, whatever is lost in rounding
 
 
 class Machines:
@@ -114,7 +115,7 @@ class Machines:
         """The inputs to this machine are over: lets it sleep if it can, else notes its deadline. True: it sleeps."""
         node, due = machine.node, machine.deadline()
         state = machine.packed(now) if due is not None and due > now else None
-        if due is None or state is None or not self._plane.rest(node, math.ceil(due * 1e9)):
+        if due is None or state is None or not self._plane.rest(node, int(due * 1e9) + AFTER_NS):
             self.timers.set(node, due)
             return False
         self.timers.set(node, None)

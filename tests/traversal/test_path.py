@@ -9,6 +9,7 @@ import pytest
 
 from pilot.traversal.candidates import Candidate
 from pilot.traversal.decisions import Step
+from pilot.traversal.machines import AFTER_NS
 from pilot.traversal.nat import NatType
 from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import (
@@ -579,6 +580,15 @@ def test_sleep_changes_nothing_whatever_comes(seed: int) -> None:
     awake, asleep = life(False), life(True)
     assert asleep.slept
     assert asleep.actions == awake.actions
+
+
+def test_no_rounding_wakes_a_machine_before_it_is_due() -> None:
+    """It would go back to sleep and be woken again, without end on a clock that stands."""
+    rng = random.Random(3)
+    for days in (0.001, 1, 100, 3650):
+        for _ in range(2000):
+            due = rng.uniform(0.0, days * 86400)
+            assert (int(due * 1e9) + AFTER_NS) / 1e9 >= due
 
 
 def test_a_relayed_machine_sleeps_between_its_looks_for_a_better_path() -> None:
