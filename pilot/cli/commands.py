@@ -98,8 +98,8 @@ COMMANDS: dict[str, Command] = {
     "send-message": Command(
         "exchange.send_message",
         ("<target>", "--data <text>", "[--data-file <path>]", "[--type <text, json or binary>]", _COUNT,
-         "[--reuse-conn]", "[--wait [<duration>]]", "[--reply-to <id>]", _TRUST),
-        "put a message into a node's inbox", "target, type, bytes, ack, message_id, tagged, seq, reply"),
+         "[--reuse-conn]", "[--wait [<duration>]]", "[--reply-to <id>]", "[--trace]", "[--no-resend]", _TIMEOUT, _TRUST),
+        "put a message into a node's inbox", "target, to, type, bytes, ack, message_id, tagged, seq, reply; results"),
     "publish": Command(
         "exchange.publish", ("<target>", "<topic>", "--data <text>", _TRUST), "publish an event", "target, topic, bytes"),
     "subscribe": Command(

@@ -11,7 +11,7 @@ from pilot.cli.args import parse_duration, usage
 from pilot.cli.mailbox import reply_to
 from pilot.cli.output import clean, seconds, size
 from pilot.cli.progress import Bar
-from pilot.cli.session import Session, Target
+from pilot.cli.session import Session
 from pilot.errors import PilotError
 from pilot.sdk import events, exchange
 from pilot.sdk.streams import Connection
@@ -58,27 +58,73 @@ def send_file(s: Session) -> None:
     s.out.done(data, text)
 
 
+class _Steps:
+    """What `--trace` prints while a message is on its way: each step, and the time since the command began."""
+
+    def __init__(self, s: Session) -> None:
+        self._out = s.out if s.args.has("trace") else None
+        self._began = monotonic()
+
+    def passed(self, name: str) -> None:
+        """A step is done."""
+        if self._out:
+            self._out.note(f"TRACE {name:<22} {(monotonic() - self._began) * 1e3:12.3f}ms")
+
+
+class _Deadline:
+    """`--timeout`: for everything together. Without it each step has its own limit."""
+
+    def __init__(self, s: Session) -> None:
+        self._text = s.args.text("timeout")
+        self._at = monotonic() + s.args.duration("timeout", 0.0) if self._text else float("inf")
+
+    def left(self, most: float) -> float:
+        """Seconds for the next step. Raises PilotError(timeout) when there are none."""
+        seconds = min(most, self._at - monotonic())
+        if seconds <= 0:
+            hint = "delivery may already have occurred; check the inbox before retrying"
+            raise PilotError("timeout", f"send-message exceeded total timeout {self._text}", hint, True)
+        return seconds
+
+
 def send_message(s: Session) -> None:
     """Messages into the peer's inbox; with `--wait` until an answer to the last one came."""
+    steps, deadline = _Steps(s), _Deadline(s)
     s.args.need("target")
     kind = s.args.text("type", "text")
     if kind not in exchange.MESSAGE_TYPES:
         raise usage(f"unknown message type: {kind}", "text, json or binary")
     body = _body(s)
-    wait = 0.0
+    wait, count = 0.0, s.args.count("count", 1)
     if "wait" in s.args.flags:
         given = s.args.text("wait")
         wait = 30.0 if given == "true" else parse_duration(given)
-    target = s.dial_target()
-    data: dict[str, Any] = {}
-    with s.dial(target, exchange.PORT, DIAL_TIMEOUT, "data exchange") as conn:
-        for seq in range(s.args.count("count", 1)):
-            data = _one_message(s, conn, target, kind, body, seq)
-    text = f"{kind} message of {size(len(body))} to {target.label}: {clean(data['ack']) or 'sent, not acknowledged'}"
+    s.client  # noqa: B018 - connects
+    steps.passed("connectDriver")
+    target = s.dial_target(steps.passed)
+    steps.passed("dial+send")
+    results: list[dict[str, Any]] = []
+    with s.dial(target, exchange.PORT, deadline.left(DIAL_TIMEOUT), "data exchange") as conn:
+        steps.passed("dataexchange.Dial" if count == 1 else "dataexchange.Dial (shared)")
+        for seq in range(count):
+            results.append(_one_message(s, conn, deadline, kind, body, seq))
+    common = {"target": str(target.address), "to": str(target.address), "type": kind}
+    data: dict[str, Any] = common | (results[0] if count == 1 else {"results": results, "reuse_conn": True})
+    last = results[-1]
+    text = f"{kind} message of {size(len(body))} to {target.label}: "
+    text += clean(str(last.get("inner_ack", last["ack"]))) or "sent, not acknowledged"
+    if "total_ms" in last:
+        text += _times(last)
     if wait:
-        data["reply"] = _await_reply(s, data["message_id"], wait)
+        data["reply"] = _await_reply(s, last["message_id"], wait, deadline)
         text += f"\n{s.out.foreign(str(data['reply'].get('data', '')).encode())}"
     s.out.done(data, text)
+    steps.passed("outputOK")
+
+
+def _times(row: dict[str, Any]) -> str:
+    words = {"to_receiver_ms": "there", "receiver_process_ms": "stored in", "return_trip_ms": "back", "total_ms": "in all"}
+    return "\n  " + ", ".join(f"{text} {row[name]:.3f}ms" for name, text in words.items() if name in row)
 
 
 def _body(s: Session) -> bytes:
@@ -101,34 +147,35 @@ def _body(s: Session) -> bytes:
     return body
 
 
-def _one_message(s: Session, conn: Connection, target: Target, kind: str, body: bytes, seq: int) -> dict[str, Any]:
-    message_id = os.urandom(16).hex()
-    number = exchange.MESSAGE_TYPES[kind]
-    ack, tagged = exchange.send_tagged(conn, number, body, message_id, s.args.text("reply-to"))
-    if ack.startswith("ERR"):
-        raise PilotError("connection_failed", f"message not stored: {ack}")
-    return {
-        "target": str(target.address),
-        "to": str(target.address),
-        "type": kind,
-        "bytes": len(body),
-        "ack": ack,
-        "seq": seq,
-        "message_id": message_id,
-        "tagged": tagged,
-        "reused": seq > 0,
-    }
+def _one_message(s: Session, conn: Connection, deadline: _Deadline, kind: str, body: bytes, seq: int) -> dict[str, Any]:
+    message_id, reply_to = os.urandom(16).hex(), s.args.text("reply-to")
+    number, seconds, began = exchange.MESSAGE_TYPES[kind], deadline.left(exchange.ANSWER_WAIT), monotonic()
+    more: dict[str, Any] = {}
+    if s.args.has("trace"):
+        ack, tagged, times = exchange.send_traced(conn, number, body, message_id, reply_to, seconds)
+        took = {"total_ms": (monotonic() - began) * 1e3}
+        parts = {name: value for name, value in times._asdict().items() if value is not None}
+        more = {name: value if isinstance(value, str) else round(value, 3) for name, value in (parts | took).items()}
+    else:
+        ack, tagged = exchange.send_tagged(conn, number, body, message_id, reply_to, seconds)
+    said = str(more.get("inner_ack", ack))
+    if said.startswith("ERR"):
+        raise PilotError("connection_failed", f"message not stored: {said}")
+    if not ack:
+        deadline.left(1.0)
+    row = {"bytes": len(body), "ack": ack, "seq": seq, "message_id": message_id, "tagged": tagged, "reused": seq > 0}
+    return row | more
 
 
-def _await_reply(s: Session, message_id: str, wait: float) -> dict[str, Any]:
-    deadline = monotonic() + wait
+def _await_reply(s: Session, message_id: str, wait: float, deadline: _Deadline) -> dict[str, Any]:
+    until = monotonic() + wait
     while True:
         found = reply_to(s.settings.home, message_id)
         if found is not None:
             return found
-        if monotonic() > deadline:
+        if monotonic() > until:
             raise PilotError("timeout", f"no reply within {wait:g}s", "the message was sent; see pilotctl inbox", True)
-        sleep(0.2)
+        sleep(min(0.2, deadline.left(wait)))
 
 
 def publish(s: Session) -> None:

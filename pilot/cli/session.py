@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -119,12 +120,15 @@ class Session:
 
     # ---- trust ----
 
-    def dial_target(self) -> Target:
-        """The first positional as a peer this node may dial: trusted, or public (then trust is asked for)."""
+    def dial_target(self, passed: Callable[[str], None] = lambda _: None) -> Target:
+        """The first positional as a peer this node may dial: trusted, or public (then trust is asked for). passed: hears the name
+        of each step that is done."""
         self.args.need("target")
         target = self.target(self.args.at(0))
+        passed("parseAddrOrHostname")
         if not self.args.has("no-auto-handshake"):
             self._ensure_trust(target)
+        passed("maybeAutoHandshake")
         return target
 
     def _ensure_trust(self, target: Target) -> None:

@@ -6,11 +6,12 @@ A file is read twice: its digest names the transfer, so that an interrupted one 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
 from io import FileIO
-from time import monotonic
+from time import monotonic, time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from pilot.errors import PilotError
@@ -297,20 +298,56 @@ def read_answer(conn: Connection, seconds: float = ANSWER_WAIT) -> str:
             return payload.decode("utf-8", "replace")
 
 
-def send_message(conn: Connection, kind: int, data: bytes) -> str:
+def send_message(conn: Connection, kind: int, data: bytes, seconds: float = ANSWER_WAIT) -> str:
     """One message as a plain frame; the receiver's answer, "" if none came."""
     conn.write(wire.encode(kind, data), STALL)
-    return read_answer(conn)
+    return read_answer(conn, seconds)
 
 
-def send_tagged(conn: Connection, kind: int, data: bytes, message_id: str, reply_to: str = "") -> tuple[str, bool]:
-    """One message with its id: (answer, whether the receiver knows ids); without ids it is sent plain."""
+def send_tagged(
+    conn: Connection, kind: int, data: bytes, message_id: str, reply_to: str = "", seconds: float = ANSWER_WAIT
+) -> tuple[str, bool]:
+    """One message with its id: (answer, whether the receiver knows ids); without ids it is sent plain. seconds: for an
+    answer."""
     try:
         frame = wire.Tagged(kind, data, message_id, reply_to).build()
     except WireError as e:
         raise PilotError("invalid_argument", e.reason, "1 to 128 of A-Z a-z 0-9 . _ : -") from None
     conn.write(frame, STALL)
-    answer = read_answer(conn)
+    answer = read_answer(conn, seconds)
     if answer.startswith(("ACK UNKNOWN(10)", "ERR UNKNOWN(10)")):
-        return send_message(conn, kind, data), False
+        return send_message(conn, kind, data, seconds), False
     return answer, True
+
+
+class Traced(NamedTuple):
+    """How a message travelled, by the clocks of both hosts; milliseconds. None where the receiver does not say."""
+
+    inner_ack: str
+    to_receiver_ms: float | None = None
+    receiver_process_ms: float | None = None
+    return_trip_ms: float | None = None
+
+
+def send_traced(
+    conn: Connection, kind: int, data: bytes, message_id: str, reply_to: str = "", seconds: float = ANSWER_WAIT
+) -> tuple[str, bool, Traced]:
+    """As `send_tagged`, and asks the receiver when it did what. A receiver without traces gets the message plain."""
+    body = wire.Trace(kind, time_ns(), data).pack()
+    answer, tagged = send_tagged(conn, FrameType.TRACE, body, message_id, reply_to, seconds)
+    came_ns = time_ns()
+    if answer.startswith(("ACK UNKNOWN(5)", "ERR UNKNOWN(5)")):
+        answer = send_message(conn, kind, data, seconds)
+    return answer, tagged, _traced(answer, came_ns)
+
+
+def _traced(answer: str, came_ns: int) -> Traced:
+    try:
+        said = json.loads(answer)
+        sent, received, written, left = (
+            int(said[name]) for name in ("sent_at_ns", "received_at_ns", "inbox_written_at_ns", "ack_sent_at_ns")
+        )
+        inner = str(said["inner_ack"])
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        return Traced(answer)
+    return Traced(inner, (received - sent) / 1e6, (written - received) / 1e6, (came_ns - left) / 1e6)

@@ -152,7 +152,10 @@ class _Conversation:
             if kind == FrameType.TRACE:
                 return await self._trace(payload)
             if kind == FrameType.TAGGED:
-                answer = await self._tagged(payload)
+                inner, ids = await self._tag(payload)
+                if inner == FrameType.TRACE:
+                    return await self._trace(payload, ids)
+                answer = await self._content(inner, payload, ids)
             else:
                 answer = await self._content(kind, payload)
         except WireError as e:
@@ -161,10 +164,10 @@ class _Conversation:
             answer = wire.err_text(kind, e.reason)
         return wire.encode(FrameType.TEXT, answer)
 
-    async def _trace(self, payload: Payload) -> bytes:
+    async def _trace(self, payload: Payload, ids: _Ids = _NO_IDS) -> bytes:
         received = time.time_ns()
         trace = wire.parse_trace(await payload.exactly(12))
-        ack = await self._content(trace.kind, payload)
+        ack = await self._content(trace.kind, payload, ids)
         times = {
             "sent_at_ns": trace.sent_at_ns,
             "received_at_ns": received,
@@ -174,13 +177,14 @@ class _Conversation:
         }
         return wire.encode(FrameType.JSON, json.dumps(times, separators=(",", ":")).encode())
 
-    async def _tagged(self, payload: Payload) -> bytes:
+    async def _tag(self, payload: Payload) -> tuple[int, _Ids]:
+        """Type of the inner frame, whose content follows, and its ids."""
         size = await payload.exactly(2)
         count = int.from_bytes(size, "big")
         if not 1 <= count <= wire.MAX_TAG_HEADER:
             raise WireError("tagged: header of impossible length")
         tagged = wire.parse_tagged(size + await payload.exactly(count + 4))
-        return await self._content(tagged.kind, payload, _Ids(tagged.message_id, tagged.reply_to))
+        return tagged.kind, _Ids(tagged.message_id, tagged.reply_to)
 
     async def _content(self, kind: int, payload: Payload, ids: _Ids = _NO_IDS) -> bytes:
         """Stores a message or a file; the text of the answer."""

@@ -184,13 +184,17 @@ class Trace:
     sent_at_ns: int
     payload: bytes
 
-    def build(self) -> bytes:
-        """The TRACE frame. Raises WireError."""
+    def pack(self) -> bytes:
+        """The payload of the TRACE frame. Raises WireError."""
         try:
             head = self.kind.to_bytes(4, "big") + self.sent_at_ns.to_bytes(8, "big")
         except OverflowError:
             raise WireError("trace: number out of range") from None
-        return encode(FrameType.TRACE, head + self.payload)
+        return head + self.payload
+
+    def build(self) -> bytes:
+        """The TRACE frame. Raises WireError."""
+        return encode(FrameType.TRACE, self.pack())
 
 
 def parse_trace(payload: bytes) -> Trace:

@@ -500,6 +500,47 @@ def test_send_message(run, node: FakeNode) -> None:
     assert node.stored["JSON"] == b'{"a":1}'
 
 
+def test_many_messages(run, node: FakeNode) -> None:
+    data = run("--json", "send-message", "home-agent-2", "--data", "x", "--count", "3").data
+    assert data.keys() == {"target", "to", "type", "results", "reuse_conn"} and data["to"] == ADDRESS
+    assert [(r["seq"], r["ack"], r["bytes"], r["reused"]) for r in data["results"]] == [
+        (i, "ACK TEXT 1 bytes", 1, i > 0) for i in range(3)
+    ]
+    assert len({r["message_id"] for r in data["results"]}) == 3
+
+
+STEPS = ["connectDriver", "parseAddrOrHostname", "maybeAutoHandshake", "dial+send", "dataexchange.Dial", "outputOK"]
+
+
+def test_a_traced_message(run, node: FakeNode) -> None:
+    node.traces = True
+    data = run("--json", "send-message", "home-agent-2", "--data", "hi", "--trace").data
+    assert (data["to_receiver_ms"], data["receiver_process_ms"], data["inner_ack"]) == (1.5, 0.25, "ACK TEXT 2 bytes")
+    assert json.loads(data["ack"])["inner_ack"] == "ACK TEXT 2 bytes" and data["total_ms"] > 0 and "return_trip_ms" in data
+    assert node.stored["TEXT"] == b"hi" and data["tagged"] is True
+    ran = run("send-message", "home-agent-2", "--data", "hi", "--trace")
+    lines = ran.err.splitlines()
+    assert all(re.fullmatch(r"TRACE .{22} {1,12}\d+\.\d{3}ms", line) for line in lines), lines
+    assert [line.split()[1] for line in lines] == STEPS
+    assert ran.out.splitlines()[0].endswith(": ACK TEXT 2 bytes") and "there 1.500ms, stored in 0.250ms, back" in ran.out
+    node.traces = False
+    assert run("send-message", "home-agent-2", "--data", "hi").err == "", "nothing without the flag"
+
+
+def test_a_trace_that_the_receiver_does_not_know(run, node: FakeNode) -> None:
+    data = run("--json", "send-message", "home-agent-2", "--data", "hi", "--trace").data
+    assert data["ack"] == data["inner_ack"] == "ACK TEXT 2 bytes" and data["tagged"] is False
+    assert "to_receiver_ms" not in data and data["total_ms"] > 0 and node.stored["TEXT"] == b"hi"
+
+
+def test_a_limit_for_the_whole_command(run, node: FakeNode) -> None:
+    error = run("--json", "send-message", "home-agent-2", "--data", "hi", "--timeout", "1us").error
+    assert (error["code"], error["message"]) == ("timeout", "send-message exceeded total timeout 1us")
+    assert run("--json", "send-message", "9", "--data", "hi", "--timeout", "20s", "--no-resend").data["ack"] == "ACK TEXT 2 bytes"
+    error = run("--json", "send-message", "9", "--data", "ok?", "--wait", "9s", "--timeout", "600ms").error
+    assert error["message"] == "send-message exceeded total timeout 600ms"
+
+
 def test_send_message_waits_for_its_reply(run, node: FakeNode, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.urandom", lambda n: b"\xab" * n)
     inbox = home / ".pilot" / "inbox"

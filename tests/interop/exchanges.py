@@ -52,6 +52,21 @@ OPERATIONS["send-message-json"] = message("json", b'{"temperature": 21.5, "unit"
 OPERATIONS["send-message-binary"] = message("binary", bytes(range(256)))
 
 
+@operation("send-message-trace")
+def send_message_trace(a: Machine, b: Machine) -> None:
+    """The receiver says when it did what, and keeps the message under its id."""
+    stored = len(b.inbox())
+    data = a.json("send-message", b.name, "--data", "how long", "--trace")
+    assert data["inner_ack"] == "ACK TEXT 8 bytes" and data["tagged"] is True, data
+    assert all(isinstance(data[name], int | float) for name in ("to_receiver_ms", "receiver_process_ms", "return_trip_ms")), data
+    assert 0 < data["total_ms"] < 30_000, data
+    new = wait_for(lambda: b.inbox()[stored:], f"the message in the inbox of {b}", 5)[0]
+    assert (new["data"], new["message_id"]) == ("how long", data["message_id"]), new
+    said = a.ctl("send-message", b.name, "--data", "how long", "--trace").stderr
+    steps = [line.split()[1] for line in said.splitlines() if line.startswith("TRACE ")]
+    assert steps[-2:] == ["dataexchange.Dial", "outputOK"], said
+
+
 @operation("send-message-many")
 def send_message_many(a: Machine, b: Machine) -> None:
     stored = len(b.inbox())

@@ -157,6 +157,7 @@ class FakeNode(Scripted):
         self.grants_handshakes = False
         self.old = False  # a daemon of early 2026: no wait, no confirmed datagrams
         self.filestream = True
+        self.traces = False
         self.history_on_dial: list[dict[str, Any]] = []
         self.stored: dict[str, bytes] = {}
         self.frames: list[tuple[int, bytes]] = []
@@ -223,7 +224,17 @@ class FakeNode(Scripted):
             for kind, payload in reader.feed(data):
                 if kind == 7 and self.filestream:
                     out += self._stream_frame(payload, transfer)
-                elif kind in (7, 10):
+                elif kind == 10 and self.traces:
+                    at = 2 + struct.unpack(">H", payload[:2])[0]
+                    inner, of, sent = struct.unpack(">IIQ", payload[at : at + 16])
+                    assert (inner, of) == (5, 1)
+                    self.stored["TEXT"] = payload[at + 16 :]
+                    times: dict[str, Any] = {
+                        "sent_at_ns": sent, "received_at_ns": sent + 1_500_000, "inbox_written_at_ns": sent + 1_750_000,
+                        "ack_sent_at_ns": sent + 1_800_000, "inner_ack": f"ACK TEXT {len(payload) - at - 16} bytes",
+                    }  # fmt: skip
+                    out.append(encode(3, json.dumps(times).encode()))
+                elif kind in (5, 7, 10):
                     out.append(encode(1, f"ERR UNKNOWN({kind}) {len(payload)} bytes".encode()))
                 elif kind == 4:
                     size = struct.unpack(">H", payload[:2])[0]

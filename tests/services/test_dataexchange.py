@@ -88,6 +88,19 @@ async def test_trace_says_when_what_happened(tmp_path: Path) -> None:
     assert [m["data"] for m in r.messages()] == ["hi"]
 
 
+async def test_a_traced_message_has_its_id(tmp_path: Path) -> None:
+    """As the tools of 1.18.0 send it: an id around a trace around the message."""
+    async with receiver(tmp_path) as r:
+        peer = r.connect()
+        await peer.send(wire.Tagged(FrameType.TRACE, wire.Trace(FrameType.TEXT, 5, b"hi").pack(), "0a", "0b").build())
+        kind, payload = await peer.frame()
+        await peer.send(wire.Tagged(FrameType.TRACE, wire.Trace(FrameType.TRACE, 5, b"hi").pack(), "0c").build())
+        _, nested = await peer.frame()
+    assert (kind, json.loads(payload)["inner_ack"]) == (FrameType.JSON, "ACK TEXT 2 bytes")
+    assert json.loads(nested)["inner_ack"] == "ERR TRACE not allowed inside another frame"
+    assert [(m["data"], m["message_id"], m["reply_to"]) for m in r.messages()] == [("hi", "0a", "0b")]
+
+
 @pytest.mark.parametrize("segment", [1, 3, 1000])
 async def test_segment_boundaries_do_not_matter(tmp_path: Path, segment: int) -> None:
     async with receiver(tmp_path) as r:
@@ -146,7 +159,8 @@ async def test_stored_names(tmp_path: Path, name: str, stored: str) -> None:
             frame(FrameType.TAGGED, b'\0\x15{"message_id":"../x"}\0\0\0\1x'),
             "ERR TAGGED save failed: tagged: id not allowed",
         ),
-        (frame(FrameType.TAGGED, b"\0\2{}\0\0\0\5x"), "ERR TRACE not allowed inside another frame"),
+        (frame(FrameType.TAGGED, b"\0\2{}\0\0\0\5x"), "ERR TAGGED save failed: short"),
+        (frame(FrameType.TAGGED, b"\0\2{}\0\0\0\7x"), "ERR FILESTREAM not allowed inside another frame"),
         (frame(8, b"governed"), "ERR UNKNOWN(8) not supported"),
         (frame(0xFFFFFFFF, b""), "ERR UNKNOWN(4294967295) not supported"),
     ],
