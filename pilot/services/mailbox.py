@@ -29,7 +29,7 @@ from typing import IO
 
 from pilot.files import make_private_dir, open_atomic, sync_dir
 from pilot.services.inbox import Inbox
-from pilot.services.partial import Partial
+from pilot.services.partial import HashState, Partial
 from pilot.wire import services as wire
 from pilot.wire.errors import WireError
 
@@ -103,6 +103,7 @@ class Mailbox:
         self._scanned_ns = -1
         self._active: set[str] = set()
         self._parts: dict[str, Partial] = {}  # by name; all of them are active
+        self._hashes: dict[str, HashState] = {}  # of parts that wait to go on
         self._owner: dict[str, int] = {}  # transfer: the node whose bytes lie in its partial file
 
     # ---- files ----
@@ -140,6 +141,7 @@ class Mailbox:
 
     def release(self, part: Partial, *, discard: bool = False) -> None:
         """The stream of `part` is over. discard: nobody will continue it."""
+        state = None if discard else part.hash_state()
         part.close()
         if discard:
             with contextlib.suppress(OSError):
@@ -147,6 +149,10 @@ class Mailbox:
         with self._lock:
             self._active.discard(part.path.name)
             del self._parts[part.path.name]
+            if state:
+                self._hashes[part.path.name] = state
+                if len(self._hashes) > MAX_PARTIALS:
+                    del self._hashes[next(iter(self._hashes))]
             self._used += 0 if discard else part.size
 
     def sweep(self) -> None:
@@ -207,7 +213,10 @@ class Mailbox:
             os.close(fd)
             raise
         size = state.st_size if state.st_size <= total else 0
-        return Partial(fd, path, node, size, total, hashed=hashed, grow=self._grow)
+        part = Partial(fd, path, node, size, total, hashed=hashed, grow=self._grow)
+        if known := self._hashes.pop(name, None):
+            part.resume(known)
+        return part
 
     def _make_room(self, size: int, node: int, *, announced: bool = False) -> None:
         """Refuses `size` bytes of `node` that neither the quota nor the disk has. Forgotten transfers give way, but only to bytes

@@ -7,11 +7,19 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 HASH_BYTES = 1 << 20
 PROMISED_BYTES = 1 << 20  # kept free for a transfer that was announced ...
 PROMISED_TIMES = 16  # ... and so many times what came of it lately
 LATELY_S = 30.0  # after which half of it is forgotten
+
+
+class HashState(NamedTuple):
+    """sha: of a file's bytes, when its inode, size and time of change were `file`."""
+
+    sha: hashlib._Hash
+    file: tuple[int, int, int]
 
 
 class Partial:
@@ -63,6 +71,19 @@ class Partial:
         """SHA-256 of all that is there."""
         self._catch_up()
         return self._sha.digest() if self._sha is not None else b""
+
+    def hash_state(self) -> HashState | None:
+        """The hash so far, for `resume`; None if there is none of all bytes. Before `close`."""
+        if self._sha is None or self._hashed != self.size or not self.size:
+            return None
+        state = os.fstat(self._fd)
+        return HashState(self._sha.copy(), (state.st_ino, state.st_size, state.st_mtime_ns))
+
+    def resume(self, known: HashState) -> None:
+        """Goes on with a hash if the file is as it was then: not every sender that comes back makes us read gigabytes."""
+        state = os.fstat(self._fd)
+        if self._sha is not None and known.file == (state.st_ino, self.size, state.st_mtime_ns):
+            self._sha, self._hashed = known.sha.copy(), self.size
 
     def sync(self) -> None:
         """Makes the content survive a power cut."""

@@ -472,6 +472,26 @@ def test_forgotten_parts_give_way_to_bytes_and_not_to_announcements(tmp_path: Pa
     box.release(other, discard=True)
 
 
+async def test_who_comes_back_often_does_not_make_us_read_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(partial.os, "pread", lambda fd, count, at: read.append(count) or pread(fd, count, at))
+    async with receiver(tmp_path) as r:
+        for i in range(4):
+            peer = r.connect()
+            assert await peer.offer("f", CONTENT) == i * STEP
+            await peer.push(CONTENT, i * STEP, (i + 1) * STEP)
+            await peer.lose()
+        assert not read
+        path = tmp_path / "received" / ".partial" / transfer_id(CONTENT).hex()
+        path.write_bytes(path.read_bytes())  # somebody has been at it
+        peer = r.connect()
+        await peer.offer("f", CONTENT)
+        await peer.push(CONTENT, 4 * STEP, len(CONTENT))
+        assert sum(read) >= 4 * STEP and (await peer.finish(CONTENT)).status == 0
+        assert intact(r)
+
+
 async def test_a_transfer_that_finds_no_room_any_more_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "PROMISED_BYTES", 0)
     async with receiver(tmp_path, received_quota=len(CONTENT)) as r:
