@@ -202,7 +202,7 @@ def _readable(entry: os.DirEntry[str]) -> bool:
 
 def _left_alone(config: DaemonConfig, report: Report) -> None:
     """What in the state directory belongs to other programs or makes."""
-    own = {*OWN, *((config.identity.name, f"{config.identity.name}.next") if config.identity else ())}
+    own = {*OWN, *(f"{config.identity.name}{kind}" for kind in ("", ".next", ".links") if config.identity)}
     names = [e.name for e in _scan(config.home) if e.name not in own and not _is_log(e.name)]
     report.facts["left_alone"] = sorted(names)
     if config.identity and config.identity.with_name(f"{config.identity.name}.next").exists():

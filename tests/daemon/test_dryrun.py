@@ -53,8 +53,10 @@ def test_a_first_start(tmp_path: Path) -> None:
 
 def test_a_registry_that_is_away_is_a_note(tmp_path: Path) -> None:
     NodeIdentity.generate().save(tmp_path / ".pilot" / "identity.json")
+    for name in ("identity.json.links", "notes.txt"):
+        (tmp_path / ".pilot" / name).write_text("[]")
     status, report = dry(tmp_path)
-    assert status == 0 and report["identity"]["state"] == "kept"
+    assert status == 0 and report["identity"]["state"] == "kept" and report["left_alone"] == ["notes.txt"]
     assert any("not checked" in note for note in report["notes"]), report["notes"]
 
 
