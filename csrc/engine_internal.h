@@ -15,7 +15,7 @@
 #define PL_MEMORY (1ull << 30)       /* held by all streams */
 #define PL_PEER_MEMORY (PL_MEMORY / 4)
 #define PL_PROBES 16u                /* pings without an answer, per peer; the oldest is overwritten */
-#define PL_PROBES_MIN 2u             /* room for so many at first */
+#define PL_PROBES_MIN 1u             /* room for so many at first */
 #define PL_KEY_RETIRE_NS (10 * PL_NS_PER_S)
 #define PL_KEY_WARM_NS (PL_NS_PER_S / 4) /* after its last use a key keeps its cipher context so long */
 #define PL_GRAVES 1024u              /* keys no longer in force whose counters are remembered */

@@ -185,6 +185,25 @@ static void probes_expire(pl_peer *p, uint64_t before_ns) {
   p->max_probes = 0;
 }
 
+/* Those that may still be answered, in no more room than they need: the table has been large while the path was found out. */
+static void probes_pack(pl_peer *p, uint64_t now_ns) {
+  unsigned n = 0, room = PL_PROBES_MIN;
+  for (unsigned i = 0; i < p->max_probes; i++)
+    if (p->probes[i].sent_ns && p->probes[i].sent_ns + PROBE_NS >= now_ns) p->probes[n++] = p->probes[i];
+  while (room < n) room *= 2;
+  if (p->max_probes) memset(p->probes + n, 0, (p->max_probes - n) * sizeof *p->probes);
+  if (n == 0) {
+    probes_expire(p, 0);
+  } else if (room < p->max_probes) {
+    pl_probe *packed = malloc(room * sizeof *packed); /* realloc would leave it where it is, among what is freed */
+    if (!packed) return;
+    memcpy(packed, p->probes, room * sizeof *packed);
+    free(p->probes);
+    p->probes = packed;
+    p->max_probes = room;
+  }
+}
+
 void pl_peer_on_pong(pl_engine *e, pl_peer *p, const pl_packet *pkt, const pl_addr *from, bool relayed) {
   for (unsigned i = 0; i < p->max_probes; i++) {
     pl_probe *b = &p->probes[i];
@@ -327,6 +346,7 @@ int pl_engine_rest(pl_engine *e, uint32_t node, uint64_t until_ns, uint64_t now_
     pl_key *keys[] = {p->cur, p->next, p->prev};
     for (unsigned i = 0; i < 3; i++)
       if (keys[i]) pl_replay_rest(&keys[i]->replay);
+    probes_pack(p, e->now_ns);
   }
   pl_peer_schedule(e, p);
   return PL_OK;

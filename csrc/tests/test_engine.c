@@ -856,7 +856,7 @@ static void ping_table(void) {
   CHECK(peer->probes == NULL);
   for (unsigned i = 1; i <= 40; i++) {
     CHECK(pl_engine_probe(p.n[0].e, p.n[1].node, &nowhere, false, i, p.now) == PL_OK);
-    CHECK(peer->max_probes == (i <= 2 ? 2 : i <= 4 ? 4 : i <= 8 ? 8 : PL_PROBES));
+    CHECK(peer->max_probes == (i <= 1 ? 1 : i <= 2 ? 2 : i <= 4 ? 4 : i <= 8 ? 8 : PL_PROBES));
     pair_run(&p, MS);
   }
   for (unsigned i = 0; i < PL_PROBES; i++) CHECK(peer->probes[i].token > 40 - PL_PROBES); /* the oldest gave way */
@@ -865,6 +865,14 @@ static void ping_table(void) {
   CHECK(pl_engine_probe(p.n[0].e, p.n[1].node, &p.n[1].addr, false, 99, p.now) == PL_OK);
   pair_run(&p, S);
   CHECK(pair_last(&p, 0, PL_EV_PONG)->a == 99 && peer->probes == NULL && peer->max_probes == 0);
+  pongs = pair_count(&p, 0, PL_EV_PONG);
+  for (unsigned i = 0; i < PL_PROBES; i++)
+    CHECK(pl_engine_probe(p.n[0].e, p.n[1].node, i % 6 ? &p.n[1].addr : &nowhere, false, 200 + i, p.now) == PL_OK);
+  pair_run(&p, S / 10);
+  CHECK(pair_count(&p, 0, PL_EV_PONG) == pongs + 13 && peer->max_probes == PL_PROBES);
+  CHECK(pl_engine_rest(p.n[0].e, p.n[1].node, PL_NEVER, p.now) == PL_OK && peer->max_probes == 4); /* what may be answered is kept */
+  for (unsigned i = 0; i < 3; i++) CHECK(peer->probes[i].token == 200 + 6 * i && peer->probes[i].sent_ns);
+  CHECK(pl_engine_rest(p.n[0].e, p.n[1].node, PL_NEVER, p.now + 11 * S) == PL_OK && peer->probes == NULL);
   pair_free(&p);
 }
 

@@ -130,8 +130,10 @@ class PathRace:
         if ways is None or punching is None or health is None:
             return None
         flags = self._addressed | self.relay_only << 1
-        times = short((self._asked_at, self._died_idle, self._now, self._tokens_at, self.lost_at, self.wanted_until))
-        numbers = (flags, self._tokens, self._retries, self._retry_at, self._doubted, NAT_CODES.index(self.peer_nat))
+        full = self._tokens + (now - self._tokens_at) * PROBE_RATE >= PROBE_BURST
+        tokens, tokens_at = (None, NEVER) if full else (self._tokens, self._tokens_at)
+        times = short((self._asked_at, self._died_idle, self._now, tokens_at, self.lost_at, self.wanted_until))
+        numbers = (flags, tokens, self._retries, self._retry_at, self._doubted, NAT_CODES.index(self.peer_nat))
         own = (self._ways.place(path), *numbers, *times)
         return bytes((path.relay,)) + pack((own, self.story.packed(), ways, punching, health))
 
@@ -148,7 +150,8 @@ class PathRace:
         whose path goes through a beacon has to be awake when they change."""
         own, story, ways, punching, health = unpack(memoryview(data)[1:])
         out = cls(node, token=token, hidden=hidden)
-        place, flags, out._tokens, out._retries, out._retry_at, out._doubted, peer_nat, *times = own
+        place, flags, tokens, out._retries, out._retry_at, out._doubted, peer_nat, *times = own
+        out._tokens = PROBE_BURST if tokens is None else tokens
         out._asked_at, out._died_idle, out._now, out._tokens_at, out.lost_at, out.wanted_until = long(times)
         out._addressed, out.relay_only = bool(flags & 1), bool(flags & 2)
         out.peer_nat = NAT_CODES[peer_nat]

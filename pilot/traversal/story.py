@@ -61,14 +61,16 @@ class Story:
 
     def packed(self) -> tuple[Plain, ...]:
         """For `unpacked`: the history and what is needed to go on with it."""
-        return (self._told, self.punch_arranged, tuple(_packed(decision) for decision in self.history))
+        before = [None, *(decision.at for decision in self.history)]
+        return (self._told, self.punch_arranged, tuple(map(_packed, self.history, before)))
 
     @classmethod
     def unpacked(cls, node: int, state: Sequence[Any]) -> Story:
         """What `packed` saw."""
         out = cls(node)
         out._told, out.punch_arranged, history = state
-        out.history = [_unpacked(node, *row) for row in history]
+        for row in history:
+            out.history.append(_unpacked(node, out.history[-1].at if row[0] is None else row[0], *row[1:]))
         return out
 
     def tell(
@@ -151,17 +153,21 @@ _OPENINGS = (  # of the texts that most peers' stories are made of
 )
 
 
-def _packed(told: Decision) -> tuple[Plain, ...]:
+def _packed(told: Decision, before: float | None) -> tuple[Plain, ...]:
+    """before: the time of the decision before this one."""
     opening = next((i for i, words in enumerate(_OPENINGS) if told.text.startswith(words)), None)
     text = told.text if opening is None else told.text[len(_OPENINGS[opening]) :]
-    return (told.at, _STEPS.index(told.step), opening, text, _KINDS.index(told.kind), told.addr, told.rtt_ms, told.overhead_ms)
+    measured = (None if ms is None else round(ms * 1000) for ms in (told.rtt_ms, told.overhead_ms))
+    at = None if told.at == before else told.at
+    return (at, _STEPS.index(told.step), opening, text, _KINDS.index(told.kind), told.addr, *measured)
 
 
 def _unpacked(
-    node: int, at: float, step: int, opening: int | None, text: str, kind: int, addr: list[Any] | None, *measured: float | None
+    node: int, at: float, step: int, opening: int | None, text: str, kind: int, addr: list[Any] | None, *measured: int | None
 ) -> Decision:
     text = text if opening is None else _OPENINGS[opening] + text
-    return Decision(at, node, _STEPS[step], text, _KINDS[kind], (addr[0], addr[1]) if addr else None, *measured)
+    rtt_ms, overhead_ms = (None if us is None else us / 1000 for us in measured)
+    return Decision(at, node, _STEPS[step], text, _KINDS[kind], (addr[0], addr[1]) if addr else None, rtt_ms, overhead_ms)
 
 
 def _attempts(n: int) -> str:
