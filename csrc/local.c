@@ -135,7 +135,8 @@ static bool announce(pl_local *l, const pl_lconn *lc) {
   pl_put16(b + 6, info.remote_net);
   pl_put32(b + 8, info.node);
   pl_put16(b + 12, info.remote_port);
-  return pl_client_queue(l, lc->client, PL_IPC_ACCEPT, b, sizeof b, NULL, 0, false) == PL_OK;
+  /* Beyond the bounds, as the connections have one: a program that is slow to take streams would else refuse them. */
+  return pl_client_queue(l, lc->client, PL_IPC_ACCEPT, b, sizeof b, NULL, 0, true) == PL_OK;
 }
 
 /* The connection belongs to a client: finds or makes the record. NULL if the client is gone (the connection is then closed). */

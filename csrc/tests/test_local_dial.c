@@ -250,6 +250,24 @@ static void test_nobody_takes_it(void) {
   end(&w, &a, &b);
 }
 
+/* A program that is slow to take the streams of its port refuses none. */
+static void test_slow_to_accept(void) {
+  enum { N = 3000 };
+  world w;
+  pl_engine_cfg cfg = world_cfg();
+  cfg.syn_rate = 1e6;
+  cfg.max_conns_port = 2 * N;
+  world_init(&w, &cfg);
+  client a = client_open(&w.n[0]), b = client_open(&w.n[1]);
+  for (unsigned i = 0; i < 2; i++) pl_local_serve_streams(w.n[i].l, 0);
+  uint32_t ca, cb;
+  connect_clients(&w, &a, &b, 1000, &ca, &cb);
+  for (unsigned i = 0; i < N; i++) client_dial(&w, &a, 2, 1000);
+  for (unsigned i = 0; i < N; i++) client_expect(&w, &b, ACCEPT, NULL);
+  CHECK(stats(&w.n[1]).slow == 0);
+  end(&w, &a, &b);
+}
+
 /* Too many unanswered dials: the client is not read until some are answered, and nothing is lost. */
 static void test_many(void) {
   enum { N = 5000 };
@@ -281,6 +299,7 @@ int main(void) {
                {"sends before the answer", test_sends_before_the_answer},
                {"gone", test_gone},
                {"nobody takes it", test_nobody_takes_it},
+               {"slow to accept", test_slow_to_accept},
                {"many", test_many}};
   for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
     printf("%s\n", tests[i].name);
