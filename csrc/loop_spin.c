@@ -32,12 +32,12 @@ static long given_away(void) {
 
 void pl_spin_on(int fd, uint64_t until_ns) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
-  long before = given_away();
+  long before = 0;
   for (unsigned n = 1; poll(&p, 1, 0) == 0 && pl_loop_clock_ns() < until_ns; n++) {
     sched_yield();
     if (n % SPIN_LOOK) continue;
     long now = given_away();
-    if (now - before >= SPIN_CROWDED) return;
+    if (n > SPIN_LOOK && now - before >= SPIN_CROWDED) return;
     before = now;
   }
 }
