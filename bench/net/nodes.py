@@ -13,6 +13,7 @@ from net.contenders import EVERYTHING, Contender, retry
 
 REGISTRY, BEACON = 9000, 9001
 DATAGRAM_BYTES = 1000
+LIMITS = ("-syn-rate-limit", "100000", "-max-conns-per-port", "4096")  # of either daemon: a thousand streams at once are wanted
 
 
 class Rendezvous:
@@ -152,7 +153,7 @@ class Daemons(Contender):
         process = host.spawn(
             home, str(self.program), "-registry", registry, "-beacon", beacon, "-listen", listen, *where, "-socket",
             str(home / "pilot.sock"), "-identity", str(home / "identity.json"), "-hostname", self.host_name(host),
-            "-trust-auto-approve", *self.flags, log="daemon.log", extra=self.environment,
+            "-trust-auto-approve", *LIMITS, *self.flags, log="daemon.log", extra=self.environment,
         )  # fmt: skip
         wait_for((home / "pilot.sock").exists, f"the daemon's socket: {process.tail()}")
         return process
