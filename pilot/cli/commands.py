@@ -42,7 +42,8 @@ COMMANDS: dict[str, Command] = {
          "[--no-dataexchange]", "[--no-eventstream]", "[--keepalive <duration>]", "[--idle-timeout <duration>]",
          "[--congestion <name>]", "[--max-segment <bytes>]", "[--spin <time>]", "[--received-quota <size>]",
          "[--dataexchange-max-frame <size>]", "[--registry-tls]", "[--registry-trust <mode>]",
-         "[--registry-fingerprint <hex>]", "[--transport <name>]", "[--proxy <url>]", "[--admin-token <token>]",
+         "[--registry-fingerprint <hex>]", "[--transport <name>]", "[--proxy <url>]", "[--compat-beacon <url>]",
+         "[--tls-trust <mode>]", "[--compat-fingerprint <hex>]", "[--admin-token <token>]",
          "[--log-level <level>]", "[--log-format <text or json>]", "[--wait <duration>]", "[--foreground]", "[--dry-run]"),
         "start the daemon in the background; --dry-run: say what it would use and change nothing",
         "pid, node_id, address, hostname, socket, log_file"),
@@ -93,7 +94,8 @@ COMMANDS: dict[str, Command] = {
         "streams.listen", ("<port>", _COUNT, _TIMEOUT), "print datagrams for a port",
         "messages: src_addr, src_port, data, bytes; timeout"),
     "send-file": Command(
-        "exchange.send_file", ("<target>", "<path>", _TRUST), "send a file; returns when it is stored and verified",
+        "exchange.send_file", ("<target>", "<path>", _TIMEOUT, "[--prefer-direct]", _TRUST),
+        "send a file; returns when it is stored and verified",
         "filename, bytes, bytes_sent, bytes_resumed, destination, elapsed_ms, sha256, throughput_mbps, transport, verified"),
     "send-message": Command(
         "exchange.send_message",
@@ -124,14 +126,15 @@ COMMANDS: dict[str, Command] = {
     "prefer-direct": Command(
         "paths.prefer_direct", ("<target>",), "look for a direct path to a node that is reached by the relay",
         "node_id, had_tunnel, was_relay_active, was_relay_pinned, pila_pushed, resolve_error"),
-    "peers": Command("diagnostics.peers", ("[--search <text>]", "[--limit <n>]"), "nodes with a tunnel", "peers; total"),
+    "peers": Command(
+        "diagnostics.peers", ("[--search <text>]", "[--limit <n>]", "[--all]"), "nodes with a tunnel", "peers; total, encrypted"),
     "connections": Command("diagnostics.connections", (), "open streams", "connections; total"),
     "disconnect": Command("diagnostics.disconnect", ("<conn_id>",), "close a stream", "conn_id"),
     "health": Command("diagnostics.health", (), "counters of the daemon", "the daemon's counters"),
     "path": Command("paths.path", ("<target>", "[--wait <duration>]"), "the path to a node, and why", "the path"),
     "ping": Command(
-        "measure.ping", ("<target>", _COUNT, _TIMEOUT, _TRUST), "round-trip times to a node",
-        "target, to, results: seq, bytes, rtt_ms, dial_ms, path, encrypted; timeout"),
+        "measure.ping", ("<target>", _COUNT, _TIMEOUT, "[--reuse-conn]", "[--trace]", _TRUST), "round-trip times to a node",
+        "target, to, results: seq, bytes, rtt_ms, dial_ms, path, encrypted[, reused]; timeout"),
     "traceroute": Command(
         "measure.traceroute", ("<target>", _TIMEOUT), "set-up time and three round trips",
         "target, setup_ms, rtt_samples: rtt_ms, bytes; path, encrypted"),

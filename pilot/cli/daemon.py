@@ -22,7 +22,8 @@ READY = 15.0
 # Flags of the daemon that are handed on as they are; the others are decided by _command_line.
 _VALUES = (
     "advertise-endpoint", "keepalive", "idle-timeout", "congestion", "max-segment", "spin", "received-quota",
-    "dataexchange-max-frame", "registry-fingerprint", "registry-trust", "transport", "proxy",
+    "dataexchange-max-frame", "registry-fingerprint", "registry-trust", "transport", "proxy", "compat-beacon", "tls-trust",
+    "compat-fingerprint",
 )  # fmt: skip
 _SWITCHES = ("trust-same-network", "relay-only", "no-echo", "no-dataexchange", "no-eventstream", "registry-tls", "accept-era1")
 _SETTINGS = ("endpoint", "hostname", "webhook", "networks")  # flag, environment or config file

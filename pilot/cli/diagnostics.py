@@ -74,10 +74,10 @@ def peers(s: Session) -> None:
     found = rows(s.client.info(), "peer_list")
     wanted = s.args.text("search")
     found = [p for p in found if wanted in str(p.get("node_id")) or wanted in str(p.get("endpoint", ""))]
-    total = len(found)
-    if "limit" in s.args.flags:
+    total, encrypted = len(found), sum(p.get("encrypted") is True for p in found)
+    if s.args.text("limit", "0") != "0":
         found = found[: s.args.count("limit", total)]
-    data = {"peers": found, "total": total}
+    data = {"peers": found, "total": total, "encrypted": encrypted}
     if not found:
         s.out.done(data, "no peers")
         return

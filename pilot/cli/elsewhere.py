@@ -44,6 +44,26 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+# Flags that promise something of a command which is here: ignored they would be a promise broken.
+FLAGS: dict[str, dict[str, tuple[str, str]]] = {
+    "daemon start": {"proxy-cmd": ("proxy credentials cannot come from a command", "give them in --proxy or PILOT_PROXY")},
+    "network create": {
+        "enterprise": (_POLICY, "a network with a token: --join-rule token --token TEXT"),
+        "rules": (_POLICY, ""),
+        "rules-file": (_POLICY, ""),
+    },
+}
+
+
+def refused_flag(name: str, unknown: Sequence[str]) -> PilotError | None:
+    """Why a command cannot be run with one of these flags, None if they may be ignored."""
+    for flag in (given.lstrip("-") for given in unknown):
+        if flag in FLAGS.get(name, {}):
+            reason, hint = FLAGS[name][flag]
+            return PilotError("not_supported", f"{name} --{flag}: {reason}", hint or "leave the flag out if you can do without")
+    return None
+
+
 def refusal(words: Sequence[str]) -> PilotError | None:
     """Why the command line cannot be run here, None if it is no command of this kind."""
     for name in (" ".join(words[:2]), words[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
@@ -11,7 +12,7 @@ from pilot.cli.args import parse_duration, usage
 from pilot.cli.mailbox import reply_to
 from pilot.cli.output import clean, seconds, size
 from pilot.cli.progress import Bar
-from pilot.cli.session import Session
+from pilot.cli.session import Session, Steps
 from pilot.errors import PilotError
 from pilot.sdk import events, exchange
 from pilot.sdk.streams import Connection
@@ -23,15 +24,19 @@ MAX_DATA = 64 << 20
 def send_file(s: Session) -> None:
     """A file into the peer's received files; returns when it is stored and verified there."""
     _, path = s.args.need("target", "path")
+    patience = s.args.duration("timeout", exchange.STALL)
     if not os.path.exists(path):  # before anything goes over the network
         raise PilotError("not_found", f"no such file: {path}", "check the path")
     target = s.dial_target()
+    if s.args.has("prefer-direct"):
+        with suppress(PilotError):  # a wish: the file may go over the relay as well
+            s.client.prefer_direct(target.address.node)
 
     def dial() -> Connection:
-        return s.dial(target, exchange.PORT, DIAL_TIMEOUT, "data exchange")
+        return s.dial(target, exchange.PORT, min(DIAL_TIMEOUT, patience), "data exchange")
 
     with Bar("hashing", os.path.getsize(path), s.out.json) as bar:
-        done = exchange.send_file(dial, path, lambda phase, count, _: bar.update(count, phase))
+        done = exchange.send_file(dial, path, lambda phase, count, _: bar.update(count, phase), patience)
     rate = done.bytes_sent / max(done.seconds, 1e-9)
     data: dict[str, Any] = {
         "filename": done.name,
@@ -58,19 +63,6 @@ def send_file(s: Session) -> None:
     s.out.done(data, text)
 
 
-class _Steps:
-    """What `--trace` prints while a message is on its way: each step, and the time since the command began."""
-
-    def __init__(self, s: Session) -> None:
-        self._out = s.out if s.args.has("trace") else None
-        self._began = monotonic()
-
-    def passed(self, name: str) -> None:
-        """A step is done."""
-        if self._out:
-            self._out.note(f"TRACE {name:<22} {(monotonic() - self._began) * 1e3:12.3f}ms")
-
-
 class _Deadline:
     """`--timeout`: for everything together. Without it each step has its own limit."""
 
@@ -89,7 +81,7 @@ class _Deadline:
 
 def send_message(s: Session) -> None:
     """Messages into the peer's inbox; with `--wait` until an answer to the last one came."""
-    steps, deadline = _Steps(s), _Deadline(s)
+    steps, deadline = Steps(s), _Deadline(s)
     s.args.need("target")
     kind = s.args.text("type", "text")
     if kind not in exchange.MESSAGE_TYPES:

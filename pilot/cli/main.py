@@ -68,6 +68,11 @@ def _run(words: list[str], out: Output) -> int:
     if args.has("help"):
         print(help_text(name), file=sys.stderr)
         return 0
+    if args.unknown:
+        from pilot.cli.elsewhere import refused_flag
+
+        if refused := refused_flag(name, args.unknown):
+            raise refused
     for flag in args.unknown:
         out.note(f"note: {name} has no flag {flag}; ignored")
     return _call(command.target, args, out)

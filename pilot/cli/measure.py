@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from pilot.cli.output import millis
-from pilot.cli.session import Session, Target
+from pilot.cli.session import Session, Steps, Target
 from pilot.errors import PilotError
 from pilot.sdk.streams import Connection
 
@@ -17,13 +17,18 @@ PROBE_TIMEOUT = 30.0
 
 
 def ping(s: Session) -> int:
-    """A new stream per probe; the time is that of the echo, set-up is reported beside it. 1 if nothing came back."""
-    target = s.dial_target()
+    """A new stream per probe (`--reuse-conn`: one for all); the time is that of the echo, set-up is reported beside it. 1 if
+    nothing came back."""
+    steps = Steps(s)
+    s.client  # noqa: B018 - connects
+    steps.passed("connectDriver")
+    target = s.dial_target(steps.passed)
     count = s.args.count("count", 4)
     limit = s.args.duration("timeout", 0.0) if "timeout" in s.args.flags else None
     deadline = None if limit is None else monotonic() + limit
     s.out.line(f"PING {target.label}:")
     results: list[dict[str, Any]] = []
+    kept: Connection | None = None
     timed_out = False
     try:
         for seq in range(count):
@@ -31,35 +36,51 @@ def ping(s: Session) -> int:
             if rest <= 0:
                 timed_out = True
                 break
-            results.append(_probe(s, target, seq, rest))
+            row, kept = _probe(s, target, seq, rest, kept)
+            results.append(row)
             if seq + 1 < count:
                 time.sleep(PAUSE if deadline is None else max(0.0, min(PAUSE, deadline - monotonic())))
     except KeyboardInterrupt:
         s.out.line(_summary(results))
         raise
+    finally:
+        if kept:
+            kept.close()
     data = {"target": str(target.address), "to": target.typed, "results": results, "timeout": timed_out}
     s.out.done(data, _summary(results))
     return 0 if any("rtt_ms" in r for r in results) else 1
 
 
-def _probe(s: Session, target: Target, seq: int, timeout: float) -> dict[str, Any]:
+def _probe(
+    s: Session, target: Target, seq: int, timeout: float, kept: Connection | None
+) -> tuple[dict[str, Any], Connection | None]:
+    """One round trip: its row, and the stream for the next one if it is to be used again."""
     started = monotonic()
     payload = f"ping-{seq}".encode()
+    reused, keep, conn = kept is not None, False, kept
     try:
-        with s.client.dial_addr(target.address, ECHO, timeout) as conn:
+        try:
+            conn = conn or s.client.dial_addr(target.address, ECHO, timeout)
             dialled = monotonic()
             _echo(conn, payload, max(0.05, timeout - (dialled - started)))
             done = monotonic()
+            keep = s.args.has("reuse-conn")
+        finally:
+            if conn and not keep:
+                conn.close()
     except PilotError as e:
         if e.code == "not_running":
             raise
         reason = e.message.rpartition("daemon: ")[2]
         s.out.line(f"  No reply: {reason}")
-        return {"seq": seq, "error": reason}
+        return {"seq": seq, "error": reason}, None
     rtt = (done - dialled) * 1e3
     state = s.path(target.address.node)
-    s.out.line(f"  Reply: {millis(rtt)} ({state})" if str(state) else f"  Reply: {millis(rtt)}")
-    return {
+    line = f"  Reply: {millis(rtt)} ({state})" if str(state) else f"  Reply: {millis(rtt)}"
+    if s.args.has("trace"):
+        line += " [reused]" if reused else f" [dial={millis((dialled - started) * 1e3)}]"
+    s.out.line(line)
+    row = {
         "seq": seq,
         "bytes": len(payload),
         "rtt_ms": round(rtt, 3),
@@ -67,6 +88,7 @@ def _probe(s: Session, target: Target, seq: int, timeout: float) -> dict[str, An
         "path": state.kind or None,
         "encrypted": state.encrypted,
     }
+    return row | ({"reused": True} if reused else {}), conn if keep else None
 
 
 def _echo(conn: Connection, payload: bytes, timeout: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from typing import Any, NamedTuple
 
 from pilot.cli.args import Args, usage
@@ -40,6 +41,19 @@ class PathState(NamedTuple):
     def __str__(self) -> str:
         secure = "" if self.encrypted is None else "encrypted" if self.encrypted else "not encrypted"
         return ", ".join(filter(None, (self.kind, secure)))
+
+
+class Steps:
+    """What `--trace` prints while a command works: each step, and the time since it began."""
+
+    def __init__(self, s: Session) -> None:
+        self._out = s.out if s.args.has("trace") else None
+        self._began = monotonic()
+
+    def passed(self, name: str) -> None:
+        """A step is done."""
+        if self._out:
+            self._out.note(f"TRACE {name:<22} {(monotonic() - self._began) * 1e3:12.3f}ms")
 
 
 class Session:

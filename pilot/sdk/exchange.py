@@ -159,11 +159,13 @@ class Sent(NamedTuple):
     streamed: bool
 
 
-def send_file(dial: Callable[[], Connection], path: str, progress: Progress | None = None) -> Sent:
+def send_file(
+    dial: Callable[[], Connection], path: str, progress: Progress | None = None, patience: float = STALL
+) -> Sent:
     """Sends a file and returns when the receiver has stored and verified it.
 
-    dial opens a connection to port 1001. Raises PilotError: not_found, invalid_argument, connection_failed,
-    timeout; the transfer can then be repeated and goes on where it stopped.
+    dial opens a connection to port 1001. patience: seconds without an acknowledgement. Raises PilotError: not_found,
+    invalid_argument, connection_failed, timeout; the transfer can then be repeated and goes on where it stopped.
     """
     name = os.path.basename(path)
     try:
@@ -183,20 +185,22 @@ def send_file(dial: Callable[[], Connection], path: str, progress: Progress | No
         sender = FileSender(name, size, sha)
         try:
             try:
-                _stream(dial, sender, file, progress)
+                _stream(dial, sender, file, progress, patience)
             except Rejected:
                 if not sender.resumed:
                     raise
                 sender = FileSender(name, size, sha)  # what the receiver kept of it was bad, and is gone now
-                _stream(dial, sender, file, progress)
+                _stream(dial, sender, file, progress, patience)
         except Refused:
-            ack = _single_frame(dial, name, file, size)
+            ack = _single_frame(dial, name, file, size, patience)
             return Sent(name, size, sha, size, 0, monotonic() - started, ack, False)
         seconds = monotonic() - started
         return Sent(name, size, sha, size - sender.resumed, sender.resumed, seconds, "", True)
 
 
-def _stream(dial: Callable[[], Connection], s: FileSender, file: FileIO, progress: Progress | None) -> None:
+def _stream(
+    dial: Callable[[], Connection], s: FileSender, file: FileIO, progress: Progress | None, stall: float
+) -> None:
     reader = wire.FrameReader(MAX_ANSWER)
     with dial() as conn:
         conn.write(s.init, INIT_ACK_WAIT)
@@ -209,7 +213,7 @@ def _stream(dial: Callable[[], Connection], s: FileSender, file: FileIO, progres
             while s.sent < s.size:
                 if s.acked > acked:
                     moved, acked = monotonic(), s.acked
-                patience = max(0.0, moved + STALL - monotonic())
+                patience = max(0.0, moved + stall - monotonic())
                 size = s.next_size()
                 if not size:
                     _until(conn, reader, s, lambda before=acked: s.acked > before, patience)  # type: ignore[misc]
@@ -224,8 +228,8 @@ def _stream(dial: Callable[[], Connection], s: FileSender, file: FileIO, progres
                     s.receive(kind, payload)
                 if progress is not None:
                     progress("sending", s.acked, s.size)
-            conn.write(s.done(), STALL)
-            _until(conn, reader, s, lambda: s.complete, COMPLETE_WAIT)
+            conn.write(s.done(), stall)
+            _until(conn, reader, s, lambda: s.complete, COMPLETE_WAIT if stall == STALL else stall)
         except Rejected:
             raise
         except PilotError as e:
@@ -263,7 +267,7 @@ def _lost(s: FileSender, what: str = "lost the peer") -> PilotError:
     )
 
 
-def _single_frame(dial: Callable[[], Connection], name: str, file: FileIO, size: int) -> str:
+def _single_frame(dial: Callable[[], Connection], name: str, file: FileIO, size: int, stall: float) -> str:
     """The FILE frame for receivers without FILESTREAM; the answer, "" if none came."""
     if size > wire.MAX_FRAME:
         raise PilotError(
@@ -274,8 +278,8 @@ def _single_frame(dial: Callable[[], Connection], name: str, file: FileIO, size:
     file.seek(0)
     data = file.read()
     with dial() as conn:
-        conn.write(wire.encode_file(name, data), STALL)
-        ack = read_answer(conn)
+        conn.write(wire.encode_file(name, data), stall)
+        ack = read_answer(conn, ANSWER_WAIT if stall == STALL else stall)
     if ack.startswith("ERR") or (not ack and size > wire.FEB_MAX_FRAME):
         message = ack or "the receiver closed the stream without an answer"
         raise PilotError("connection_failed", f"file not stored: {message}")

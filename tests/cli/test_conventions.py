@@ -16,7 +16,7 @@ from fakedaemon import FakeNode, Peer, Scripted, wait_for
 
 from pilot.cli.args import Args, parse_duration
 from pilot.cli.commands import COMMANDS, GROUPS
-from pilot.cli.elsewhere import ELSEWHERE
+from pilot.cli.elsewhere import ELSEWHERE, FLAGS
 from pilot.cli.settings import Settings
 from pilot.errors import PilotError
 
@@ -46,6 +46,13 @@ def test_what_others_do_is_refused_with_a_reason(run, name: str) -> None:
         assert ran.error.get("hint", "") == ELSEWHERE[name][1]
     assert run(*name.split()).err.startswith(f"error: {name}: ")
     assert name not in COMMANDS
+
+
+@pytest.mark.parametrize(("name", "flag"), [(name, flag) for name, flags in FLAGS.items() for flag in flags])
+def test_flags_that_would_be_broken_promises_are_refused(run, name: str, flag: str) -> None:
+    ran = run("--json", *name.split(), "--name", "x", f"--{flag}", "value")
+    assert (ran.status, ran.error["code"]) == (1, "not_supported")
+    assert ran.error["message"].startswith(f"{name} --{flag}: ") and ran.error["hint"]
 
 
 def test_operators_commands_may_stand_behind_extras(run, node: FakeNode) -> None:

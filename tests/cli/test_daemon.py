@@ -132,6 +132,18 @@ def test_json_of_start_and_the_command_line_of_the_daemon(run, home: Path, progr
     reap(data["pid"])
 
 
+def test_flags_are_handed_on_or_refused(run, home: Path, program) -> None:
+    program(WORKING)
+    run("init")
+    flags = ["--compat-beacon", "wss://b.example/x", "--tls-trust", "system", "--accept-era1"]
+    pid = run("--json", "daemon", "start", *flags).data["pid"]
+    assert json.loads((home / ".pilot" / "argv.json").read_text())[-5:] == flags
+    run("daemon", "stop")
+    reap(pid)
+    error = run("--json", "daemon", "start", "--proxy-cmd", "cat proxy").error
+    assert error["code"] == "not_supported" and "--proxy" in error["hint"]
+
+
 def test_an_existing_identity_of_an_older_installation_is_used(run, home: Path, program) -> None:
     program(WORKING)
     (home / ".pilot").mkdir()

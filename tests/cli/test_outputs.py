@@ -62,7 +62,7 @@ def test_info(run, node: FakeNode) -> None:
 def test_info_of_a_daemon_that_says_little(run, node: FakeNode) -> None:
     node.info = {"node_id": 8, "peer_list": None, "conn_list": [None, 5]}
     assert run("info").status == 0
-    assert run("--json", "peers").data == {"peers": [], "total": 0}
+    assert run("--json", "peers").data == {"peers": [], "total": 0, "encrypted": 0}
     assert run("--json", "connections").data == {"connections": [], "total": 0}
 
 
@@ -71,7 +71,8 @@ def test_peers(run, node: FakeNode) -> None:
     assert out[0].split() == ["NODE", "ID", "ENDPOINT", "PATH", "RTT", "ENCRYPTED", "AUTH"]
     assert re.split(r" {2,}", out[1]) == ["9", "198.51.100.4:4000", "-", "-", "yes (AES-256-GCM)", "yes (Ed25519)"]
     assert run("--json", "peers").data["total"] == 1
-    assert run("--json", "peers", "--search", "nothing").data == {"peers": [], "total": 0}
+    assert run("--json", "peers", "--search", "nothing").data == {"peers": [], "total": 0, "encrypted": 0}
+    assert run("--json", "peers", "--all", "--limit", "0").data["encrypted"] == 1
     assert run("--json", "peers", "--search", "198.51").data["total"] == 1
 
 
@@ -498,6 +499,16 @@ def test_send_message(run, node: FakeNode) -> None:
         "reused": False,
     }  # fmt: skip
     assert node.stored["JSON"] == b'{"a":1}'
+
+
+def test_pings_over_one_stream(run, node: FakeNode) -> None:
+    rows = run("--json", "ping", "home-agent-2", "--count", "2", "--reuse-conn").data["results"]
+    assert [(r["bytes"], r.get("reused", False)) for r in rows] == [(6, False), (6, True)]
+    assert node.codes().count(0x03) == 1, "one dial"
+    rows = run("--json", "ping", "home-agent-2", "--count", "2").data["results"]
+    assert not any("reused" in r for r in rows) and node.codes().count(0x03) == 3
+    ran = run("ping", "home-agent-2", "--count", "1", "--trace")
+    assert [line.split()[1] for line in ran.err.splitlines()] == STEPS[:3] and "[dial=" in ran.out
 
 
 def test_many_messages(run, node: FakeNode) -> None:
