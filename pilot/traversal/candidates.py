@@ -12,6 +12,7 @@ from pilot.traversal.nat import Scope, scope
 from pilot.tunnel.packing import NEVER, Plain, long, short
 
 PROBE_GAP_S = 0.05
+PACKED_PROBES = 2
 LATE_S = 10.0  # the data plane knows of no probe that is older
 STALE_S = 120.0  # no NAT keeps the port of an address that answered so long ago and that nobody else names
 
@@ -110,10 +111,12 @@ class Candidate:
         return True
 
     def packed(self, now: float) -> tuple[Plain, ...] | None:
-        """All there is to know, for `unpacked`; None while probes are planned. Those that nobody can answer now are left out."""
-        if self.due:
+        """All there is to know, for `unpacked`; None while probes are planned, or many may still be answered. Those that nobody
+        can answer any more are left out."""
+        lately = now - self.last_sent < LATE_S
+        if self.due or (lately and len(self.waiting) > PACKED_PROBES):
             return None
-        waiting = tuple(self.waiting.items()) if self.answered or now - self.last_sent < LATE_S else ()
+        waiting = tuple(self.waiting.items()) if self.answered or lately else ()
         times = short((self.added, self.last_sent, self.last_pong, self.commanded))
         flags = self.relay | self.punched << 1 | self.dead << 2
         return (*self.addr, flags, int(self.sources), self.sent, self.detours, self.srtt, self.rttvar, waiting, *times)

@@ -180,6 +180,8 @@ class KeyExchange:
 
     def address_known(self, node: int, now: float) -> None:
         """A direct address of `node` has just become known: the exchange under way goes there too."""
+        if self._peers.rests(node):
+            return
         peer = self._peers.find(node)
         if self._own and peer and peer.wanted(now) and peer.next_send is not None:
             self._send(peer, self._own.pila, now, relay=False)
