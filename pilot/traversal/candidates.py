@@ -12,7 +12,7 @@ from pilot.traversal.nat import Scope, scope
 from pilot.tunnel.packing import NEVER, Plain, long, short
 
 PROBE_GAP_S = 0.05
-PACKED_PROBES = 2
+TOKEN_BIT = 1 << 63  # probe tokens of the path machines; others may use the lower half
 LATE_S = 10.0  # the data plane knows of no probe that is older
 STALE_S = 120.0  # no NAT keeps the port of an address that answered so long ago and that nobody else names
 
@@ -111,12 +111,11 @@ class Candidate:
         return True
 
     def packed(self, now: float) -> tuple[Plain, ...] | None:
-        """All there is to know, for `unpacked`; None while probes are planned, or many may still be answered. Those that nobody
-        can answer any more are left out."""
-        lately = now - self.last_sent < LATE_S
-        if self.due or (lately and len(self.waiting) > PACKED_PROBES):
+        """All there is to know, for `unpacked`; None while probes are planned. Those that nobody can answer now are left out."""
+        if self.due:
             return None
-        waiting = tuple(self.waiting.items()) if self.answered or lately else ()
+        keep = self.answered or now - self.last_sent < LATE_S
+        waiting = tuple((token - TOKEN_BIT, at) for token, at in self.waiting.items()) if keep else ()
         times = short((self.added, self.last_sent, self.last_pong, self.commanded))
         flags = self.relay | self.punched << 1 | self.dead << 2
         return (*self.addr, flags, int(self.sources), self.sent, self.detours, self.srtt, self.rttvar, waiting, *times)
@@ -127,7 +126,8 @@ class Candidate:
         host, port, flags, sources, sent, detours, srtt, rttvar, waiting, *times = state
         out = cls((host, port), bool(flags & 1), Source(sources), NEVER)
         out.punched, out.dead = bool(flags & 2), bool(flags & 4)
-        out.sent, out.detours, out.srtt, out.rttvar, out.waiting = sent, detours, srtt, rttvar, dict(waiting)
+        out.sent, out.detours, out.srtt, out.rttvar = sent, detours, srtt, rttvar
+        out.waiting = {token + TOKEN_BIT: at for token, at in waiting}
         out.added, out.last_sent, out.last_pong, out.commanded = long(times)
         return out
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from pilot._core import CoreError, EngineBase
 from pilot.traversal import discovery as disc
 from pilot.traversal import path_actions as act
+from pilot.traversal.candidates import TOKEN_BIT
 from pilot.traversal.decisions import Addr, Decision, Step
 from pilot.traversal.discovery import Discovery
 from pilot.traversal.machines import Machines
@@ -31,7 +32,6 @@ from pilot.wire.frames import PILP, Capabilities
 SWEEP_S = 0.5
 RELAYS = 2  # beacons that get a copy of each key exchange frame
 PUNCH_MEMORY_S = 5.0
-TOKEN_BIT = 1 << 63  # probe tokens of the path machines; others may use the lower half
 
 
 class Questions(Protocol):

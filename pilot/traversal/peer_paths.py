@@ -28,11 +28,12 @@ from pilot._core import (
     Event,
 )
 from pilot.traversal import discovery as disc
+from pilot.traversal.candidates import TOKEN_BIT
 from pilot.traversal.decisions import Addr
 from pilot.traversal.nat import may_punch
 from pilot.traversal.path import PathMachine
 from pilot.traversal.path_actions import Phase
-from pilot.traversal.peer_actions import SWEEP_S, TOKEN_BIT, PeerActions
+from pilot.traversal.peer_actions import SWEEP_S, PeerActions
 from pilot.tunnel.exchange import WANT_S
 from pilot.tunnel.packing import NEVER
 from pilot.wire import beacon as wire
