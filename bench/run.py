@@ -89,9 +89,12 @@ def measure(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def combined(files: list[Path]) -> dict[str, Any]:
-    """One result out of the raw files of several runs of different parts; of a figure in two of them, the later file counts."""
+    """One result out of the raw files of several runs; of a figure in two of them all values count."""
     results = [json.loads(path.read_text()) for path in files]
-    rows = {(row["scenario"], row["contender"], row["metric"]): row for result in results for row in result["rows"]}
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in (row for result in results for row in result["rows"]):
+        key = (row["scenario"], row["contender"], row["metric"])
+        rows[key] = row | {"values": rows[key]["values"] + row["values"]} if key in rows else row
     out: dict[str, Any] = {"machine": results[0]["machine"], "rows": list(rows.values())}
     return out | {key: [entry for result in results for entry in result[key]] for key in ("runs", "missing", "limits")}
 
