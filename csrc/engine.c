@@ -71,7 +71,8 @@ pl_engine *pl_engine_new(const pl_engine_cfg *cfg, pl_tx *tx, uint64_t now_ns) {
   e->probe_cipher = pl_aead_new(cfg->probe_secret);
   pl_wipe(e->cfg.probe_secret, sizeof e->cfg.probe_secret);
   e->graves = calloc(PL_GRAVES, sizeof *e->graves);
-  if (!e->graves || !e->wheel || !e->frame_buckets || !e->session_buckets || !e->scratch || !e->probe_cipher) {
+  e->early = calloc(PL_EARLY, sizeof *e->early);
+  if (!e->graves || !e->early || !e->wheel || !e->frame_buckets || !e->session_buckets || !e->scratch || !e->probe_cipher) {
     pl_engine_free(e);
     return NULL;
   }
@@ -112,6 +113,7 @@ void pl_engine_free(pl_engine *e) {
   }
   for (unsigned i = 0; e->graves && i < PL_GRAVES; i++) pl_replay_free(&e->graves[i].replay);
   free(e->graves);
+  free(e->early);
   free(e->frame_buckets);
   free(e->session_buckets);
   free(e->scratch);

@@ -120,6 +120,8 @@ int pl_engine_install_key(pl_engine *e, uint32_t node, const uint8_t key[32], ui
  * The first frame that opens settles the era of the session. Until then ours are of era 2, every second one of era 1 if that was the last
  * that the peer spoke. A peer that was heard in era 2 is never heard in era 1 again.
  *
+ * A peer's first key opens the last few short frames of it that came up to a second before.
+ *
  * foretold: the peer has not said this key to us (docs/wire-extensions.md 9). Dials begin under it, datagrams wait until it is proved, or
  * installed without foretold. Then, or when another key is installed after drop_session, dials that are under way begin again. */
 int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], const uint8_t *era1, uint64_t key_id, const pl_caps *caps,
@@ -241,6 +243,7 @@ typedef struct pl_engine_stats {
       drop_beacon_source, drop_untrusted, drop_no_conn, drop_limit, drop_event;
   uint64_t syn_refused, syn_rate_limited, accept_queue_drops;
   uint64_t opened_ok, opened_fail; /* PILS frames */
+  uint64_t opened_early; /* of opened_ok: came before the key, and counted in drop_no_session then */
   uint64_t opened_era1, drop_era1; /* of opened_ok; opened, but not of the peer that the frame named: reflected */
   uint32_t peers, sessions, conns, ports;
 } pl_engine_stats;

@@ -22,6 +22,10 @@
 #define PL_REPLY_WINDOW_NS (300 * PL_NS_PER_S) /* after our dial the peer may reach ports 444 and 1001 */
 #define PL_PEER_IDLE_NS (300 * PL_NS_PER_S)    /* a stranger's peer entry lives this long without contact */
 #define PL_NO_SESSION_NS (3 * PL_NS_PER_S)
+#define PL_EARLY 256u        /* frames without a key that are kept, in all */
+#define PL_EARLY_WAYS 4u     /* of one peer at most */
+#define PL_EARLY_BYTES 512u  /* longer ones are not kept: those that open something are short */
+#define PL_EARLY_NS PL_NS_PER_S
 #define PL_BROKEN_FAILURES 5u
 #define PL_FLUSH_BYTES (1u << 20)    /* sent per flush before input gets its turn again */
 #define PL_TRAIN_PACKETS 64u         /* per visit of one stream: a full GSO run */
@@ -69,6 +73,16 @@ typedef struct pl_grave {
   uint64_t counter;
   pl_replay replay; /* n_live 0 = empty */
 } pl_grave;
+
+/* A frame that came before its key. */
+typedef struct pl_early {
+  uint32_t node;
+  uint32_t len;
+  bool relayed;
+  pl_addr from;
+  uint64_t at_ns; /* 0 = free */
+  uint8_t data[PL_EARLY_BYTES];
+} pl_early;
 
 typedef struct pl_probe {
   uint32_t seq;
@@ -200,6 +214,7 @@ struct pl_engine {
   uint32_t next_prefix; /* of nonces: see engine_session.c */
   pl_grave *graves;     /* PL_GRAVES entries, a ring */
   unsigned next_grave;
+  pl_early *early;      /* PL_EARLY entries, sets of PL_EARLY_WAYS by node */
 
   pl_key *warmest, *coldest; /* keys with a cipher context */
 
@@ -270,6 +285,10 @@ int pl_session_send(pl_engine *e, pl_peer *p, pl_key *k, const pl_addr *to, bool
                     const uint8_t *p1, size_t n1, const uint8_t *p2, size_t n2);
 /* Over the active path under the sending key; PL_ESTATE without. */
 int pl_session_send_active(pl_engine *e, pl_peer *p, const pl_packet *pkt, const uint8_t *data, size_t len);
+
+/* engine_early.c */
+void pl_early_keep(pl_engine *e, uint32_t node, const uint8_t *p, size_t len, const pl_addr *from, bool relayed);
+void pl_early_open(pl_engine *e, pl_peer *p); /* the first key of the peer is here */
 
 /* engine_pmtu.c */
 void pl_pmtu_start(pl_engine *e, pl_peer *p);

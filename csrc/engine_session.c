@@ -192,7 +192,8 @@ int pl_engine_install_keys(pl_engine *e, uint32_t node, const uint8_t key[32], c
     e->n_sessions++;
     p->failures = 0;
     pl_conn_dial_again(e, p);
-    pl_peer_ready(e, p); /* last: the dials that begin here need no second SYN */
+    pl_peer_ready(e, p); /* after it: the dials that begin here need no second SYN */
+    pl_early_open(e, p);
   } else {
     pl_key_free(e, p->next);
     p->next = k;
@@ -425,7 +426,9 @@ void pl_session_on_pils(pl_engine *e, uint8_t *p, size_t len, const pl_addr *fro
   }
   pl_peer *peer = e->node ? pl_peer_find(e, h.node) : NULL;
   if (!peer || !peer->cur) {
-    if (e->node) no_session(e, h.node, from, relayed);
+    if (!e->node) return;
+    pl_early_keep(e, h.node, p, len, from, relayed);
+    no_session(e, h.node, from, relayed);
     return;
   }
   pl_key *keys[3] = {peer->cur, peer->next, peer->prev};

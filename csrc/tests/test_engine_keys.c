@@ -136,6 +136,56 @@ static void no_session(void) {
   pair_free(&p);
 }
 
+/* Frames that come a moment before their key open when it is there: the last few short ones of each peer. */
+static void early(void) {
+  pl_engine_cfg c = pair_cfg();
+  pair p;
+  pair_init(&p, &c);
+  pl_engine *a = p.n[0].e, *b = p.n[1].e;
+  uint32_t number = p.n[1].node;
+  CHECK(pl_engine_listen(b, 80, PL_OWNER_APP, 0, true) == PL_OK);
+  CHECK(pl_engine_set_path(a, number, &p.n[1].addr, false, p.now) == PL_OK);
+  CHECK(pl_engine_dial(a, 0, 0, number, 80, 0, 20 * S, p.now) > 0);
+  CHECK(pl_engine_install_keys(a, number, p.key, NULL, 1, NULL, true, p.now) == PL_OK);
+  pair_run(&p, 40 * MS);
+  CHECK(pair_stats(&p, 1).drop_no_session == 1 && pair_count(&p, 1, PL_EV_NO_SESSION) == 1);
+  uint8_t junk[40] = {0};
+  for (uint32_t i = 0; i < 64; i++) { /* strangers have places of their own, for the most part */
+    size_t len;
+    uint8_t *f = pair_seal(p.key, 0xc0000000 + i, 1, 1, junk, sizeof junk, &len);
+    pair_input(&p, 1, f, len, pair_addr(77, 7));
+    free(f);
+  }
+  CHECK(pl_engine_install_key(b, p.n[0].node, p.key, 1, NULL, p.now) == PL_OK);
+  CHECK(pair_stats(&p, 1).opened_early == 1 && pair_count(&p, 1, PL_EV_SESSION_PROVED) == 1);
+  pair_run(&p, 40 * MS); /* sooner than the SYN is repeated */
+  CHECK(pair_count(&p, 0, PL_EV_CONN_OPEN) == 1 && pair_peer(&p, 0).proved && pair_stats(&p, 1).drop_no_session == 65);
+  pair_free(&p);
+
+  pair_init(&p, &c);
+  pl_packet ping = pair_packet(&p, 1, PL_PROTO_CONTROL, 0, 1, 0);
+  for (uint32_t i = 0; i < 7; i++) {
+    pair_inject(&p, 1, 1, i + 1, ping);
+    p.now += MS;
+  }
+  uint8_t much[600] = {1};
+  ping.payload = much;
+  ping.len = sizeof much;
+  pair_inject(&p, 1, 1, 8, ping); /* long */
+  p.key[0] ^= 1;
+  pair_inject(&p, 1, 1, 9, pair_packet(&p, 1, PL_PROTO_CONTROL, 0, 1, 0)); /* forged */
+  p.key[0] ^= 1;
+  CHECK(pl_engine_install_key(p.n[1].e, p.n[0].node, p.key, 1, NULL, p.now) == PL_OK);
+  pair_run(&p, 40 * MS);
+  CHECK(pair_stats(&p, 1).opened_early == 3 && pair_stats(&p, 1).drop_auth == 1);
+  CHECK(pl_engine_drop_session(p.n[1].e, p.n[0].node) == PL_OK);
+  pair_inject(&p, 1, 1, 10, pair_packet(&p, 1, PL_PROTO_CONTROL, 0, 1, 0));
+  p.now += S + MS;
+  CHECK(pl_engine_install_key(p.n[1].e, p.n[0].node, p.key, 2, NULL, p.now) == PL_OK);
+  CHECK(pair_stats(&p, 1).opened_early == 3 && pair_stats(&p, 1).drop_auth == 1); /* too old */
+  pair_free(&p);
+}
+
 /* Rekeying: the pending key only receives until the peer has proved it; the old one goes on receiving for ten seconds. */
 static void keys(void) {
   pl_engine_cfg c = pair_cfg();
@@ -341,6 +391,7 @@ int main(void) {
   keys();
   dropped_keys();
   foretold();
+  early();
   frames_sent();
   printf("test_engine_keys: ok\n");
   return 0;

@@ -151,7 +151,7 @@ cdef extern from "engine.h" nogil:
         uint64_t bytes_sent, bytes_recv, pkts_sent, pkts_recv
         uint64_t drop_short, drop_unknown, drop_plaintext, drop_no_session, drop_auth, drop_replay, drop_packet
         uint64_t drop_source, drop_beacon_source, drop_untrusted, drop_no_conn, drop_limit, drop_event
-        uint64_t syn_refused, syn_rate_limited, accept_queue_drops, opened_ok, opened_fail, opened_era1, drop_era1
+        uint64_t syn_refused, syn_rate_limited, accept_queue_drops, opened_ok, opened_fail, opened_early, opened_era1, drop_era1
         uint32_t peers, sessions, conns, ports
     enum pl_owner:
         PL_OWNER_NONE

@@ -23,6 +23,7 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
     "pkts_recv": ("pilot_tunnel_received_datagrams", "Tunnel datagrams received."),
     "opened_ok": ("pilot_frames_opened", "Encrypted frames that opened."),
     "opened_fail": ("pilot_frames_failed", "Encrypted frames that did not open."),
+    "opened_early": ("pilot_frames_opened_early", "Of these, those that came a moment before their key."),
     "opened_era1": ("pilot_frames_opened_era1", "Of these, in the encryption of the first releases (-accept-era1)."),
     "syn_refused": ("pilot_streams_refused", "Inbound streams refused: nobody listens."),
     "syn_rate_limited": ("pilot_streams_rate_limited", "Inbound streams over the rate limit."),

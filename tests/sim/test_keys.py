@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from simworld import SimIdentity, SimNode, World
 from test_events import Stream, connected
@@ -181,3 +183,21 @@ def test_a_cold_dial_by_the_registrys_word(seed: int, stale: bool) -> None:
     assert first_byte < (4 if stale else 3) * RTT_S + 0.020
     world.run(5.0)
     assert a.paths.exchange.is_proved(b.number) and a.paths.exchange.stats.foretold == 1
+
+
+@pytest.mark.parametrize("late_s", [0.01, 0.08])
+def test_a_first_frame_that_comes_before_its_key(late_s: float) -> None:
+    """The answering side learns who is dialling when the SYN is there already: it costs that wait and no repetition."""
+    world = World(1)
+    a, b = world.pair("symmetric", "port_restricted")
+    ask = world.ask_registry
+
+    def slow(node: SimNode, question: Callable[[], object], answer: Callable[..., None]) -> None:
+        wait = late_s if node is b else 0.0
+        world.at(world.now_ns + int(wait * 1e9), lambda: ask(node, question, answer))
+
+    world.ask_registry = slow  # type: ignore[method-assign]
+    world.run(3.0)
+    first_byte = talk(world, a, b)
+    assert a.paths.exchange.stats.foretold == 1 and b.engine.stats()["opened_early"] >= 1
+    assert first_byte < 2 * RTT_S + world.registry_delay_s + late_s
