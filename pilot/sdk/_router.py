@@ -27,6 +27,9 @@ EARLY_STREAMS = 64
 EARLY_BYTES = 1 << 20
 CLOSED_IDS = 4096
 BUFFER = 256 << 10
+LARGE = 16 << 10  # from here on a read more costs less than a copy
+
+_HEAD = 9  # of a Recv frame
 
 _RECV = int(Cmd.RECV)  # compared for every frame
 _HEAD_ID = Struct(">IBI").pack
@@ -144,6 +147,7 @@ class Router:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._left = 0  # bytes missing of the Recv frame being read
+        self._large = False  # the last one was long
         self._into: Stream | None = None  # where they go; None: nowhere
 
     # ---- feeding ----
@@ -161,6 +165,23 @@ class Router:
             self._view[: len(rest)] = rest
             self._start, self._end = 0, len(rest)
         return self._view[self._end :]
+
+    def targets(self, stream: Stream, view: memoryview) -> tuple[list[memoryview], int]:
+        """Where to read the next bytes to while `view` waits for those of `stream`, and how many of them go to `view`: those of a
+        large frame pass by the buffer, which then takes no more than the next head."""
+        buffer = self.get_buffer()
+        if self._start != self._end or stream.parts or not self._large:
+            return [buffer], 0
+        if not self._left:
+            return [buffer[:_HEAD]], 0
+        if self._into is not stream:
+            return [buffer], 0
+        room = min(self._left, len(view))
+        return ([view[:room], buffer[:_HEAD]] if room == self._left else [view[:room]]), room
+
+    def bypassed(self, count: int) -> None:
+        """`count` bytes went to the view that `targets` was asked for."""
+        self._left -= count
 
     def buffer_updated(self, count: int) -> None:
         """`count` bytes were read into the buffer. Raises PilotError if they are not the protocol."""
@@ -189,6 +210,7 @@ class Router:
                     raise broken("Recv without a connection")
                 self._into = self._stream_for(_u32(buffer, pos + 5)[0])
                 self._left = length - 5
+                self._large = length >= LARGE
                 pos += 9
                 continue
             if end - pos < 4 + length:

@@ -21,7 +21,8 @@ from typing import Any
 
 from pilot.errors import PilotError
 from pilot.sdk._faults import disconnected, from_daemon, not_running, timed_out
-from pilot.sdk._router import HARD_LIMIT, SOFT_LIMIT, AcceptQueue, DatagramQueue, Router, Stream
+from pilot.sdk._outgoing import Outgoing
+from pilot.sdk._router import HARD_LIMIT, LARGE, SOFT_LIMIT, AcceptQueue, DatagramQueue, Router, Stream
 from pilot.sdk._services import Services
 from pilot.sdk.streams import Connection, DatagramPort, Listener
 from pilot.wire import ipc_requests as rq
@@ -64,8 +65,7 @@ class LocalClient(Services):
         self._cond = threading.Condition(threading.Lock())  # guards the router and `_reading`
         self._reading = False  # some thread reads the socket
         self._failed: PilotError | None = None
-        self._write_lock = threading.Lock()  # guards the order of bytes on the socket
-        self._unsent = memoryview(b"")  # rest of a frame that was begun
+        self._out = Outgoing(self._sock)
         self._request_lock = threading.Lock()
         self._late: Request | None = None  # a request whose caller has gone
         # Poll objects refuse concurrent use: `_read_*` are the reader's, `_write_*` the writer's.
@@ -112,10 +112,10 @@ class LocalClient(Services):
 
     def wait(self, *, readable: bool = True, writable: bool = False, timeout: float | None = None) -> None:
         """Sleeps until the socket can be read or written, for users of `try_read` and `try_write`."""
-        poll = self._poller(select.POLLIN * readable | select.POLLOUT * (writable or bool(self._unsent)))
+        poll = self._poller(select.POLLIN * readable | select.POLLOUT * (writable or bool(self._out)))
         poll.poll(None if timeout is None else max(0.0, timeout) * 1000)
-        with self._write_lock:
-            self._flush("wait")
+        with self._out.lock:
+            self._send(self._out.flush, "wait")
 
     def close(self) -> None:
         """Closes the socket: the daemon ends all streams and releases all ports. Safe to call twice."""
@@ -189,11 +189,15 @@ class LocalClient(Services):
 
     # ---- waiting and reading ----
 
-    def _wait(self, ready: Callable[[], bool], timeout: float | None, label: str) -> None:
-        """Until `ready()`, called under the lock, is true. Raises timeout, or why the client failed."""
+    def _wait(
+        self, ready: Callable[[], bool], timeout: float | None, label: str, into: tuple[Stream, memoryview] | None = None
+    ) -> int:
+        """Until `ready()`, called under the lock, is true. Raises timeout, or why the client failed. into: a stream without bytes
+        and where they are wanted; returns how many were put there, then without being `ready`."""
         deadline = None if timeout is None else monotonic() + timeout
+        direct = 0
         with self._cond:
-            while not ready():
+            while not direct and not ready():
                 if self._failed is not None:
                     raise self._failure(label)
                 rest = None if deadline is None else deadline - monotonic()
@@ -202,37 +206,43 @@ class LocalClient(Services):
                 if self._reading:
                     self._cond.wait(rest)
                 else:
-                    self._read_as_leader(rest)
+                    direct = self._read_as_leader(rest, into=into)
         if self._router.refused:
             self._close_refused()
+        return direct
 
-    def _wait_stream(self, conn: Connection, timeout: float | None) -> None:
-        """Until the stream has bytes or has ended."""
+    def _wait_stream(self, conn: Connection, timeout: float | None, view: memoryview | None = None) -> int:
+        """Until the stream has bytes or has ended. view: where they are wanted; the number of bytes that were put there."""
         conn._open()
         stream = conn._stream
+        direct = 0
         if not stream.size and not stream.ended:
-            self._wait(lambda: bool(stream.size) or stream.ended or conn.closed, timeout, "read")
+            into = (stream, view) if view is not None and len(view) >= LARGE else None
+            direct = self._wait(lambda: bool(stream.size) or stream.ended or conn.closed, timeout, "read", into)
             conn._open()
+        return direct
 
-    def _read_as_leader(self, timeout: float | None, at_once: bool = True) -> None:
+    def _read_as_leader(
+        self, timeout: float | None, at_once: bool = True, into: tuple[Stream, memoryview] | None = None
+    ) -> int:
         """One read of the socket for all threads. Called and left with the lock held; released in between. at_once: there may be
-        something to read already, else it is waited for first."""
+        something to read already, else it is waited for first. into: as for `_wait`."""
         self._guard_memory()
         self._reading = True
-        buffer = self._router.get_buffer()
+        targets, room = self._router.targets(*into) if into else ([self._router.get_buffer()], 0)
         self._cond.release()
         count, ended = -1, False
         try:
             if at_once:
                 with suppress(BlockingIOError):
-                    count = self._sock.recv_into(buffer)
+                    count = self._sock.recvmsg_into(targets)[0]
             if count < 0:
-                poll = self._read_both if self._unsent else self._read_in
+                poll = self._read_both if self._out else self._read_in
                 for _, events in poll.poll(None if timeout is None else timeout * 1000):
                     if events & ~select.POLLOUT:
                         with suppress(BlockingIOError):
-                            count = self._sock.recv_into(buffer)
-                if self._unsent:
+                            count = self._sock.recvmsg_into(targets)[0]
+                if self._out:
                     self._flush_unless_busy()
             ended = count == 0
         except OSError:
@@ -241,7 +251,10 @@ class LocalClient(Services):
             self._cond.acquire()
             self._reading = False
             self._cond.notify_all()
-        self._took(max(count, 0), ended)
+        direct = min(max(count, 0), room)
+        self._router.bypassed(direct)
+        self._took(max(count, 0) - direct, ended)
+        return direct
 
     def _poller(self, events: int) -> select.poll:
         poll = select.poll()
@@ -298,51 +311,38 @@ class LocalClient(Services):
         """Writes one frame, reading meanwhile so that a daemon blocked on us can go on. Returns when it is
         with the kernel. Raises timeout; a frame that was begun then goes out before the next one. request: what it is if a
         reply to it will come."""
-        with self._write_lock:
-            while not self._begin(head, body, label):
-                self._sleep_blocked(deadline, label)
-            if request is not None:
-                self._late = request  # from here on the reply comes, wanted or not
-            while self._unsent and not self._flush(label):
-                self._sleep_blocked(deadline, label)
+        with self._out.lock:
+            try:
+                while not self._send(lambda: self._out.begin(head, body), label):
+                    self._sleep_blocked(deadline, label)
+                if request is not None:
+                    self._late = request  # from here on the reply comes, wanted or not
+                while self._out and not self._send(self._out.flush, label):
+                    self._sleep_blocked(deadline, label)
+            finally:
+                self._out.keep()
 
     def _try_write(self, head: bytes, body: bytes | memoryview) -> bool:
-        with self._write_lock:
-            return self._begin(head, body, "write")
+        with self._out.lock:
+            try:
+                return self._send(lambda: self._out.begin(head, body), "write")
+            finally:
+                self._out.keep()
 
-    def _begin(self, head: bytes, body: bytes | memoryview, label: str) -> bool:
-        """Starts a frame if the socket takes any of it; the rest goes to `_unsent`."""
-        if self._unsent and not self._flush(label):
-            return False
+    def _send(self, step: Callable[[], bool], label: str) -> bool:
         try:
-            sent = self._sock.sendmsg((head, body)) if body else self._sock.send(head)
-        except BlockingIOError:
-            return False
+            return step()
         except OSError:
             raise self._broken_pipe(label) from None
-        if sent < len(head) + len(body):
-            self._unsent = memoryview(head[sent:] + bytes(body[max(0, sent - len(head)) :]))
-        return True
-
-    def _flush(self, label: str) -> bool:
-        while self._unsent:
-            try:
-                sent = self._sock.send(self._unsent)
-            except BlockingIOError:
-                return False
-            except OSError:
-                raise self._broken_pipe(label) from None
-            self._unsent = self._unsent[sent:]
-        return True
 
     def _flush_unless_busy(self) -> None:
         """The rest of a frame that `try_write` began must go out even if its writer only reads now."""
-        if self._unsent and self._write_lock.acquire(blocking=False):
+        if self._out and self._out.lock.acquire(blocking=False):
             try:
                 with suppress(PilotError):  # kept in `_failed`
-                    self._flush("write")
+                    self._send(self._out.flush, "write")
             finally:
-                self._write_lock.release()
+                self._out.lock.release()
 
     def _sleep_blocked(self, deadline: float | None, label: str) -> None:
         rest = 1.0 if deadline is None else deadline - monotonic()

@@ -57,7 +57,8 @@ class Connection:
         view = memoryview(buffer).cast("B")
         if not view:
             return 0
-        self._client._wait_stream(self, timeout)
+        if count := self._client._wait_stream(self, timeout, view):
+            return count
         with self._client._cond:
             return self._stream.take_into(view)
 

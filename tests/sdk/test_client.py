@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 from fakedaemon import ACCEPT, CLOSE, CLOSE_OK, RECV, SEND, FakeNode, Peer, Scripted, error, frame, wait_for
 
 from pilot.errors import PilotError
-from pilot.sdk import LocalClient
+from pilot.sdk import Connection, LocalClient
 from pilot.wire.address import Address
 from pilot.wire.ipc_requests import Info
 
@@ -321,3 +322,68 @@ def test_connections_right_behind_the_answer_to_the_bind_are_accepted(path: Path
         listener = c.listen(7001)
         assert listener.accept(5).read(100, 5) == b"hi"
         assert listener.accept(5).conn_id == 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_large_frames_of_several_streams_arrive_whole(path: Path, seed: int) -> None:
+    """Frames of all sizes, cut anywhere, while each stream has a reader with a large buffer: bytes are read where they belong."""
+    rng = random.Random(seed)
+    sent = {5: b"", 6: b""}
+    wire = b""
+    for _ in range(120):
+        conn_id, size = rng.choice((5, 6)), rng.choice((0, 1, 4000, 16 << 10, 100_000, 300_000))
+        data = rng.randbytes(size)
+        sent[conn_id] += data
+        wire += frame(RECV, ident(conn_id) + data) + rng.choice((b"", bytes(4)))
+    wire += frame(CLOSE_OK, ident(5)) + frame(CLOSE_OK, ident(6))
+
+    def script(peer: Peer) -> None:
+        for conn_id in (5, 6):
+            peer.frame()
+            peer.send(frame(0x04, ident(conn_id)))
+        at = 0
+        while at < len(wire):
+            size = rng.choice((3, 9, 20_000, 400_000))
+            peer.send(wire[at : at + size])
+            at += size
+        peer.frame()
+
+    def read(conn: Connection, got: bytearray, room: int) -> None:
+        buffer = bytearray(room)
+        while n := conn.recv_into(buffer, 10):
+            got += buffer[:n]
+
+    with Scripted(path, script) as d, LocalClient(d.path) as c:
+        got = {conn.conn_id: (conn, bytearray()) for conn in (c.dial_addr(PEER, 7), c.dial_addr(PEER, 7))}
+        threads = [threading.Thread(target=read, args=(*got[i], room)) for i, room in ((5, 1 << 20), (6, 50_000))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert all(bytes(got[i][1]) == sent[i] for i in sent)
+
+
+def test_a_write_that_timed_out_keeps_its_bytes(path: Path) -> None:
+    """The frame that was begun goes out as it was, whatever the caller does with his buffer."""
+
+    def script(peer: Peer) -> None:
+        peer.frame()
+        peer.send(frame(0x04, ident(1)))
+        go.wait(10)
+        while not (frames and frames[-1].endswith(b"end")):
+            frames.append(peer.frame()[1])
+        peer.send(frame(RECV, ident(1) + b"all"))
+        peer.frame()
+
+    go, frames = threading.Event(), []
+    with Scripted(path, script) as d, LocalClient(d.path) as c:
+        conn = c.dial_addr(PEER, 7)
+        data = bytearray(b"a" * (16 << 20))
+        with pytest.raises(PilotError) as e:
+            conn.write(data, 0.2)
+        assert e.value.code == "timeout"
+        data[:] = b"b" * len(data)
+        go.set()
+        conn.write(b"end", 10)
+        assert conn.read_exactly(3, 10) == b"all"
+        assert all(set(f[4:]) == {ord("a")} for f in frames[:-1])
