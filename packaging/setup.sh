@@ -59,7 +59,7 @@ fi
 
 # Rebuild only when a source changed: the stamp holds a hash of all that goes into the wheel.
 stamp="$venv/.pilot-$what"
-digest=$( { cat pyproject.toml CMakeLists.txt; find csrc pilot \( -name '*.c' -o -name '*.h' -o -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' \) -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat; } | sha256sum | cut -d' ' -f1)
+digest=$( { cat pyproject.toml CMakeLists.txt; find csrc pilot \( -name '*.c' -o -name '*.h' -o -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' \) -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat; } | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$digest" ]; then
   say "building and installing pilot-overlay into $venv"
   target=.

@@ -8,11 +8,15 @@ ctypedef struct LogBuffer:
     size_t len, cap
 
 
-cdef class EngineBase:
+cdef class PeerCommands:
     # Every command runs between these two, without the GIL.
     cdef pl_engine *acquire(self, uint64_t *now_ns) noexcept nogil
     cdef void release(self) noexcept nogil
     cdef int check_open(self) except -1
+
+
+cdef class EngineBase(PeerCommands):
+    pass
 
 
 cdef class DataPlane(EngineBase):

@@ -52,10 +52,8 @@ class Event:
     b: int
     data: bytes
 
-class EngineBase:
-    """Commands common to DataPlane (threaded, real sockets) and Engine (sans-I/O, virtual time).
-
-    Commands that fail raise CoreError."""
+class PeerCommands:
+    """The part of EngineBase that concerns the node and its peers."""
 
     def set_node(self, node: int) -> None: ...
     def set_public(self, public: bool) -> None: ...
@@ -89,6 +87,12 @@ class EngineBase:
     def rest(self, node: int, until_ns: int) -> bool:
         """Nobody wants to hear of the idle peer until then or until there is application traffic; EV_PEER_STIRRED tells. 0: it
         rests no more. False if there is no such peer."""
+
+class EngineBase(PeerCommands):
+    """Commands common to DataPlane (threaded, real sockets) and Engine (sans-I/O, virtual time).
+
+    Commands that fail raise CoreError."""
+
     def listen(self, port: int, owner: int, client: int = 0, open_port: bool = False) -> None: ...
     def unlisten(self, port: int) -> None: ...
     def dial(
