@@ -297,21 +297,34 @@ void pl_pmtu_on_pong(pl_engine *e, pl_peer *p, uint32_t size);
 void pl_pmtu_blackhole(pl_engine *e, pl_peer *p);
 
 /* engine_conn.c */
+static inline uint64_t pl_tuple_key(uint16_t local, uint16_t remote, uint32_t node) {
+  return (uint64_t)local << 48 | (uint64_t)remote << 32 | node;
+}
+pl_conn *pl_conn_new(pl_engine *e, pl_peer *p, uint16_t local_net, uint16_t local_port, uint16_t remote_net, uint16_t remote_port);
+void pl_conn_free(pl_engine *e, pl_conn *c);
+void pl_conn_kill(pl_engine *e, pl_conn *c, bool reset); /* frees it, with an event if anybody knows it */
 void pl_conn_on_packet(pl_engine *e, pl_peer *p, const pl_packet *pkt);
 void pl_conn_activate(pl_engine *e, pl_conn *c);
 void pl_conn_events(pl_engine *e, pl_conn *c, unsigned ev);
 void pl_conn_on_timer(pl_engine *e, pl_conn *c);
-void pl_conn_kill(pl_engine *e, pl_conn *c, bool reset); /* frees it, with an event if anybody knows it */
-void pl_conn_send_all(pl_engine *e);
-void pl_conn_release(pl_engine *e, pl_conn *c); /* a held dial: its SYN may go */
-void pl_conn_dial_again(pl_engine *e, pl_peer *p); /* SYNs that are out went under a key the peer may not have had */
-void pl_conn_unpark(pl_engine *e, pl_conn *c);  /* out of its port's accept queue */
+pl_event *pl_conn_event(pl_engine *e, const pl_conn *c, uint32_t type); /* NULL: there is no room for it */
 void pl_conn_let_go(pl_engine *e, pl_conn *c);  /* tells the shell of the client that owned it */
+void pl_conn_mark_ready(pl_engine *e, pl_conn *c); /* that shell has something to do */
 void pl_conn_unlink_ready(pl_engine *e, pl_conn *c);
 void pl_conn_tell_readable(pl_engine *e, pl_conn *c); /* to its owner, if there is something */
 void pl_conn_discard(pl_engine *e, pl_conn *c);       /* what is readable, unread */
 void pl_conn_wake(pl_engine *e, pl_conn *c, enum pl_wait what);
 void pl_conn_send_reset(pl_engine *e, pl_conn *c);
+void pl_conn_send_now(pl_engine *e, pl_conn *c); /* a train, before its turn */
+void pl_conn_send_all(pl_engine *e);
+
+/* engine_open.c */
+void pl_conn_on_syn(pl_engine *e, pl_peer *p, const pl_packet *pkt);
+void pl_conn_on_unknown(pl_engine *e, pl_peer *p, const pl_packet *pkt); /* of a stream that does not exist */
+void pl_conn_release(pl_engine *e, pl_conn *c); /* a held dial: its SYN may go */
+void pl_conn_dial_again(pl_engine *e, pl_peer *p); /* SYNs that are out went under a key the peer may not have had */
+void pl_conn_unpark(pl_engine *e, pl_conn *c);  /* out of its port's accept queue */
+void pl_conn_vacate(pl_engine *e, const pl_conn *c); /* its place on its port */
 uint16_t pl_conn_ephemeral(pl_engine *e, uint32_t node, uint16_t remote_port);
 
 /* engine_datagram.c */
