@@ -1,0 +1,132 @@
+/* Memory of streams: none for the idle, as much as reader and path make use of, within limits that all share. */
+#include "stream_by_hand.h"
+
+/* An idle stream holds no buffers. */
+static void idle_memory(void) {
+  sim m;
+  sim_init(&m, 5);
+  sim_opts o = {.own = {true, true}, .cc = {"bbr", "cubic"}, .mss = {1400, 1400}, .isn = {1, 2}};
+  m.e[0].to_send = m.e[1].to_send = 2u << 20;
+  CHECK(sim_run(&m, &o, 60 * S, true));
+  uint64_t busy = m.budget.used;
+  sim_run(&m, &o, m.now + 5 * S, false);
+  CHECK(busy > 32768 && m.budget.used < 2 * 2048);
+  sim_free(&m);
+}
+
+/* One side does not read: windows close without loss of a byte, and open again when it reads. */
+static void slow_reader(bool own) {
+  sim m;
+  sim_init(&m, 6);
+  sim_opts o = {.own = {own, own}, .cc = {"bbr", "cubic"}, .mss = {1152, 1152}, .isn = {0xffff0000u, 2}};
+  m.cfg[1].recv_buffer = m.cfg[1].recv_buffer_plain = 256u << 10;
+  m.e[0].to_send = 3u << 20;
+  m.e[1].held = true;
+  sim_run(&m, &o, 90 * S, false);
+  pl_stream_info in;
+  pl_stream_get_info(m.e[1].s, &in);
+  CHECK(in.state == PL_ST_ESTABLISHED && in.bytes_recv >= (200u << 10) && in.bytes_recv <= (290u << 10));
+  pl_stream_get_info(m.e[0].s, &in);
+  CHECK(in.state == PL_ST_ESTABLISHED);
+  m.e[1].held = false;
+  m.e[1].read_rate = 4u << 20;
+  m.e[1].read_credit_at = m.now;
+  uint64_t t0 = m.now;
+  CHECK(sim_run(&m, &o, m.now + 30 * S, true));
+  CHECK(m.now - t0 < 3 * S); /* the window update, not a probe, got it going */
+  CHECK(m.e[1].read == 3u << 20);
+  sim_free(&m);
+}
+
+/* Buffers are as large as a reader and a path make use of, however much there is to send: little for one that reads slowly, twice what the
+ * path holds and more for one that keeps up. */
+static void memory_follows_reader(void) {
+  for (unsigned fast = 0; fast < 2; fast++) {
+    sim m;
+    sim_init(&m, 12);
+    sim_opts o = {.own = {true, true}, .cc = {"bbr", "bbr"}, .mss = {1400, 1400}, .isn = {1, 2}};
+    m.cfg[0].send_buffer = m.cfg[1].recv_buffer = 64u << 20;
+    m.l[0].delay_ns = m.l[1].delay_ns = 25 * MS;
+    m.l[0].rate = 125000000;
+    m.l[0].queue = 6250000;
+    m.e[0].to_send = 1ull << 40;
+    m.e[1].read_rate = fast ? 0 : 1u << 20;
+    sim_run(&m, &o, m.now + 2 * S, false);
+    pl_stream_info in;
+    pl_stream_get_info(m.e[1].s, &in);
+    uint64_t window = (uint64_t)in.local_window << sim_opt().window_shift;
+    if (fast)
+      CHECK(window >= 12500000 && m.e[1].read > 150000000);
+    else
+      CHECK(window <= 1u << 20 && m.budget.used <= 12u << 20);
+    sim_free(&m);
+  }
+}
+
+/* On a path this short a window is always open, but the streams of a peer share it: what is out together does not grow with their number. */
+static void short_path_is_shared(void) {
+  enum { MANY = 32 };
+  pl_stream_cfg c = cfg();
+  pl_synopt mine = sim_opt();
+  mine.window_shift = 10;
+  uint8_t option[PL_SYNOPT_SIZE];
+  pl_synopt_write(option, &mine);
+  static uint8_t data[1 << 18];
+  pl_stream *s[MANY];
+  uint64_t out = 0, alone = 0;
+  for (unsigned i = 0; i < MANY; i++) {
+    s[i] = pl_stream_dial(&c, 1000, 1400, &mine, S);
+    pl_stream_release(s[i], S);
+    CHECK(only(s[i], S).flags == PL_FLAG_SYN);
+    CHECK(give(s[i], PL_FLAG_SYN | PL_FLAG_ACK, 0, 1001, 65535, option, sizeof option, S + MS / 10) & PL_SEV_OPENED);
+    if (i == 0) {
+      while (pl_stream_write(s[0], data, sizeof data) > 0 && pl_stream_unacked(s[0]) < 2u << 20) {
+      }
+      pl_stream_out o;
+      while (pl_stream_next(s[0], S + MS / 10, &o)) alone += o.n1 + o.n2;
+      pl_stream_abort(s[0], S + MS / 10);
+      pl_stream_free(s[0]);
+      s[0] = NULL;
+    }
+  }
+  CHECK(alone > 900u << 10 && alone <= 1u << 20);
+  for (unsigned i = 1; i < MANY; i++) CHECK(pl_stream_write(s[i], data, sizeof data) > 0);
+  CHECK(budget.senders == MANY - 1);
+  for (unsigned i = 1; i < MANY; i++) {
+    pl_stream_out o;
+    while (pl_stream_next(s[i], S + MS / 10, &o)) out += o.n1 + o.n2;
+  }
+  CHECK(out <= 3u << 20); /* each has its first window, whatever the path */
+  for (unsigned i = 1; i < MANY; i++) pl_stream_free(s[i]);
+  CHECK(budget.used == 0 && budget.senders == 0);
+}
+
+/* The memory limit of the whole engine holds back windows, and everything still arrives. */
+static void short_of_memory(void) {
+  sim m;
+  sim_init(&m, 8);
+  sim_opts o = {.own = {true, true}, .cc = {"cubic", "cubic"}, .mss = {1400, 1400}, .isn = {1, 2}};
+  m.budget.limit = 600u << 10;
+  m.e[0].to_send = m.e[1].to_send = 4u << 20;
+  m.l[0].loss = m.l[1].loss = 0.02;
+  m.e[0].read_rate = m.e[1].read_rate = 8u << 20;
+  uint64_t most = 0;
+  while (!(m.e[0].done_at && m.e[1].done_at)) {
+    sim_run(&m, &o, m.now + 10 * MS, true);
+    if (m.budget.used > most) most = m.budget.used;
+    CHECK(m.now < 200 * S);
+  }
+  CHECK(most <= (600u << 10) + 4 * 65536); /* 64 KiB per buffer are granted regardless */
+  sim_free(&m);
+}
+
+int main(void) {
+  idle_memory();
+  slow_reader(true);
+  slow_reader(false);
+  memory_follows_reader();
+  short_path_is_shared();
+  short_of_memory();
+  printf("test_stream_memory: ok\n");
+  return 0;
+}
