@@ -7,6 +7,12 @@
 #include "check.h"
 #include "relay.h"
 
+#define A "203.0.113.10:40001"
+#define B "203.0.113.20:40002"
+#define C "203.0.113.30:40003"
+#define V6 "[2001:db8::10]:40006"
+#define DEMO "50494c5364656d6f2d7061796c6f6164"
+
 typedef struct sent {
   pl_addr to, from;
   const uint8_t *p;
@@ -41,11 +47,16 @@ static inline pl_addr addr(const char *text) {
   return a;
 }
 
+static inline pl_relay_cfg usual(void) {
+  pl_relay_cfg cfg;
+  pl_relay_cfg_default(&cfg);
+  return cfg;
+}
+
 static inline net net_new(const pl_relay_cfg *cfg) {
-  pl_relay_cfg usual;
-  pl_relay_cfg_default(&usual);
+  pl_relay_cfg plain = usual();
   net t = {.now = 1000 * PL_NS_PER_S, .local = addr("203.0.113.1:9001")};
-  t.r = pl_relay_new(cfg ? cfg : &usual, t.now);
+  t.r = pl_relay_new(cfg ? cfg : &plain, t.now);
   CHECK(t.r);
   t.out = calloc(2 * PL_RELAY_BATCH, sizeof *t.out);
   CHECK(t.out);
@@ -130,6 +141,12 @@ static inline unsigned net_discover(net *t, const char *from, uint32_t node) {
   uint8_t p[9];
   head(p, 0x01, node, 0);
   return net_send(t, from, p, 5);
+}
+
+static inline void register_three(net *t) {
+  net_discover(t, A, 100);
+  net_discover(t, B, 200);
+  net_discover(t, V6, 300);
 }
 
 static inline unsigned net_relay(net *t, const char *from, uint32_t sender, uint32_t dest) {

@@ -2,10 +2,6 @@
 #include "relay_net.h"
 #include "wire.h"
 
-#define A "203.0.113.10:40001"
-#define B "203.0.113.20:40002"
-#define C "203.0.113.30:40003"
-#define V6 "[2001:db8::10]:40006"
 #define PEER "198.51.100.7:9001"
 
 static void probe(net *t, const char *from, size_t len, uint8_t nonce, uint8_t reserved) {

@@ -5,8 +5,6 @@
 #include "relay_net.h"
 #include "wire.h"
 
-#define A "203.0.113.10:40001"
-#define B "203.0.113.20:40002"
 #define ONE "198.51.100.1:9001"
 #define TWO "198.51.100.2:9001"
 #define STRANGER "192.0.2.66:9001"

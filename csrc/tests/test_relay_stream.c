@@ -2,9 +2,6 @@
 #include "relay_net.h"
 #include "wire.h"
 
-#define A "203.0.113.10:40001"
-#define B "203.0.113.20:40002"
-
 static unsigned inject(net *t, uint32_t node, const char *hex) {
   net_clear(t);
   size_t n;
