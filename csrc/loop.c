@@ -175,7 +175,9 @@ static void *run(void *arg) {
   prctl(PR_SET_TIMERSLACK, 1ul); /* pacing sleeps overshoot by 50 us otherwise */
   pl_spin spin = {0};
   uint64_t until = 0, awake = 0;
+  bool brisk = false;
   for (;;) {
+    if ((awake > 0) != brisk) pl_spin_slice(brisk = !brisk);
     uint64_t begin = pl_loop_clock_ns();
     if (awake) pl_spin_on(l->epoll_fd, pl_min64(until, begin + awake));
     int n = wait_for(l, ev, until);

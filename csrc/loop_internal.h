@@ -68,6 +68,7 @@ void pl_loop_watch_udp(pl_loop *l, bool watch);  /* in the data thread's epoll *
 /* With the lock, after a wait: how long it was, and whether something came. */
 void pl_spin_note(pl_loop *l, pl_spin *s, uint64_t waited_ns, bool served);
 uint64_t pl_spin_limit(const pl_loop *l, const pl_spin *s); /* with the lock: how long the next wait may be awake, 0 = not at all */
+void pl_spin_slice(bool brisk); /* of the calling thread */
 void pl_spin_on(int fd, uint64_t until_ns);                 /* without it: until fd is readable, or then */
 
 void pl_loop_wait_init(pl_loop *l);
