@@ -5,6 +5,6 @@ config, flags   settings                        identity        the key and its 
 registration    place in the registry           whereabouts     what it registers, whom it believes
 ipc             order of local requests         ipc_streams, ipc_node   what they mean
 local_socket    the Unix socket's file          names           hostnames of others, cached
-opening         a stream to a peer
+opening         a stream to a peer              reactions       what the node does when something happens
 info            what the node says of itself    metrics         the same for Prometheus
 """

@@ -2,7 +2,8 @@
 
 Start: identity, tunnel socket, own endpoint, registration, trust and services, local socket. The local socket
 comes last, so a client that can connect finds a node that works. Stop tells the peers and the registry first and
-removes the local socket last, so that a successor cannot register before this node has left.
+removes the local socket last, so that a successor cannot register before this node has left. What happens in between
+is answered in reactions.py.
 """
 
 from __future__ import annotations
@@ -16,18 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pilot import __version__
-from pilot._core import (
-    CAP_NOCRC,
-    CAP_STREAM_OPTS,
-    EV_ACCEPT,
-    EV_BEACON,
-    EV_CLIENT_CONN,
-    EV_CONN_CLOSED,
-    EV_SESSION_PROVED,
-    OWNER_ECHO,
-    DataPlane,
-    Event,
-)
+from pilot._core import CAP_NOCRC, CAP_STREAM_OPTS, OWNER_ECHO, DataPlane
 from pilot.daemon import info, local_socket
 from pilot.daemon.compat import Compat, Settings
 from pilot.daemon.config import DaemonConfig
@@ -37,6 +27,7 @@ from pilot.daemon.ipc_node import NodeCommands
 from pilot.daemon.ipc_streams import StreamCommands
 from pilot.daemon.names import Names
 from pilot.daemon.processors import own_processors
+from pilot.daemon.reactions import Reactions
 from pilot.daemon.registration import Registration
 from pilot.daemon.rotation import Rotation
 from pilot.daemon.whereabouts import Whereabouts
@@ -47,14 +38,10 @@ from pilot.services.dataexchange import DataExchange
 from pilot.services.eventstream import EventStream
 from pilot.services.stream import StreamHub
 from pilot.services.webhook import Webhook, check_url
-from pilot.traversal import Decision, Traversal, TraversalConfig
-from pilot.traversal.decisions import RELAY
+from pilot.traversal import Traversal, TraversalConfig
 from pilot.traversal.nat import show
 from pilot.traversal.netwatch import NetWatch
-from pilot.traversal.path_actions import Phase
 from pilot.trust import HandshakeMachine, Policy, TrustService, TrustStore
-from pilot.wire.beacon import Notify
-from pilot.wire.beacon import parse as parse_beacon
 from pilot.wire.frames import Capabilities
 
 if TYPE_CHECKING:
@@ -64,11 +51,9 @@ log = logging.getLogger("pilot.node")
 
 ECHO_PORT = 7
 REORDER_SEGMENTS = 65536  # out-of-order segments held per stream, toward our own kind
-EVENT_BATCH = 512
 SPIN_US = 200
 DISCOVER_S = 3.0
 MEASURE_S = 1.5  # waited for the NAT class after registration
-LOOK_AGAIN_S = (0.3, 1.0, 3.5)  # after trust was granted; refusals of the registry are cached for 3 s
 STOP_S = 9  # whoever stops the daemon kills it after 10
 GOODBYE_S = 2.0  # for the registry, and for the webhook
 
@@ -80,6 +65,7 @@ class Node:
         """Opens the identity and the tunnel socket, nothing is sent yet. Raises PilotError."""
         self.config = config
         self.started_at = time.monotonic()
+        self._reactions = Reactions(self)
         if config.webhook:
             check_url(config.webhook)
         if config.socket:
@@ -105,19 +91,19 @@ class Node:
             self.plane.local_addr,
             self.identity,
             lambda: self.node_id,
-            self._transport_changed,
+            self._reactions.transport_changed,
         )
         self.hub = StreamHub(self.plane, _handler_failed)
         self.traversal.identity_changed(self.identity.links)
         self.trust = self._make_trust(trusted)
         self.traversal.paths.key_vouched = self.trust.key_vouched
-        self.rotation = Rotation(self.identity, self._identity_file, self.registry, self._identity_changed)
-        self._where = Whereabouts(
-            config, self.traversal, self.plane.local_addr[1], self.trust.store, self._registered
+        self.rotation = Rotation(self.identity, self._identity_file, self.registry, self._reactions.identity_changed)
+        self.where = Whereabouts(
+            config, self.traversal, self.plane.local_addr[1], self.trust.store, self._reactions.registered
         )
         self.registration = Registration(
             self.registry,
-            self._where,
+            self.where,
             hostname=config.hostname,
             public=config.public,
             relay_only=config.relay_only,
@@ -129,17 +115,14 @@ class Node:
         )
         self.registry.on_lost(self.registration.doubt)
         self.names = Names(self.registry, lambda: self.registration.hostname)
-        self._streams = StreamCommands(self)
-        table = {**self._streams.table(), **NodeCommands(self).table()}
-        self.ipc = IpcServer(self.plane, table, self._streams)
-        self._netwatch = NetWatch(self._network_changed, self._addresses_changed, self.traversal.targets)
+        self.streams = StreamCommands(self)
+        table = {**self.streams.table(), **NodeCommands(self).table()}
+        self.ipc = IpcServer(self.plane, table, self.streams)
+        self._netwatch = NetWatch(self._reactions.network_changed, self._reactions.addresses_changed, self.traversal.targets)
         self._exchange: DataExchange | None = None
         self._events: EventStream | None = None
         self._metrics: MetricsServer | None = None
         self._socket_file: tuple[int, int] | None = None
-        self._reading = False
-        self._dialled: set[int] = set()  # peers to which streams were opened without connect(), in this batch of events
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def node_id(self) -> int:
@@ -158,10 +141,9 @@ class Node:
             log.warning(text)
         self.plane.set_public(self.config.public)
         self.plane.start()
-        asyncio.get_running_loop().add_reader(self.plane.event_fd, self._on_events)
-        self._reading = True
-        self.traversal.observers.append(self._decided)
-        self.traversal.on_endpoint.append(lambda _: self._moved())
+        self._reactions.watch()
+        self.traversal.observers.append(self._reactions.decided)
+        self.traversal.on_endpoint.append(lambda _: self._reactions.moved())
         self.traversal.on_new_key.append(self.registration.key_changed)
         await self.traversal.start()
         if not self.config.endpoint or self.config.transport == "compat":
@@ -206,9 +188,7 @@ class Node:
     async def stop(self) -> None:
         """Leaves the network and closes everything; for a node that was started, half started or not at all."""
         self._netwatch.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reactions.cancel()
         await self.ipc.stop()
         await self.rotation.close()
         await self.trust.close()
@@ -229,8 +209,7 @@ class Node:
         await self.registry.close()
         if self.config.socket and self._socket_file:
             local_socket.remove(self.config.socket, self._socket_file)
-        if self._reading:
-            asyncio.get_running_loop().remove_reader(self.plane.event_fd)
+        self._reactions.unwatch()
         await asyncio.to_thread(self._stop_threads)
         if self._identity_file:
             self._identity_file.close()
@@ -268,122 +247,8 @@ class Node:
             registry=self.registry,
             plane=self.plane,
             paths=self.traversal,
-            emit=self._trust_event,
+            emit=self._reactions.trust_event,
         )
-
-    def _trust_event(self, event: str, data: Mapping[str, Any]) -> None:
-        self.webhook.emit(event, data)
-        if event == "trust.changed" and data.get("state") == "granted":
-            task = asyncio.get_running_loop().create_task(self._look_again(int(data["peer_node_id"])))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _look_again(self, peer: int) -> None:
-        """The registry tells a peer's address once both sides have reported their trust; until then the relay carried.
-        The sessions that brought the handshake are worth a direct path at once, not at the next retry."""
-        for pause in LOOK_AGAIN_S:
-            self.traversal.ask_again(peer)
-            await asyncio.sleep(pause)
-            machine = self.traversal.paths.machine(peer)
-            if machine and machine.phase is Phase.DIRECT:
-                return
-            if machine:
-                self.traversal.prefer_direct(peer)
-
-    # ---- events ----
-
-    def _on_events(self) -> None:
-        """The only reader of the data plane's events. A batch at a time, so that nothing else waits long."""
-        if not self._reading:
-            return
-        events = self.plane.events(EVENT_BATCH)
-        for event in events:
-            try:
-                self._dispatch(event)
-            except Exception:  # one bad event must not cost the others
-                log.exception("an event could not be handled", extra={"event": repr(event)})
-        while self._dialled:
-            self.traversal.want(self._dialled.pop())
-        if len(events) == EVENT_BATCH:
-            asyncio.get_running_loop().call_soon(self._on_events)
-
-    def _dispatch(self, event: Event) -> None:
-        if self.ipc.handle(event) or self.hub.handle(event):
-            return
-        if event.type == EV_ACCEPT:
-            self._streams.accepted(self.ipc.clients.get(event.client), event)
-        elif event.type == EV_CLIENT_CONN:
-            self._streams.taken(self.ipc.clients.get(event.client), event.conn)
-            if not event.a:
-                self._dialled.add(event.node)  # many at once are usually to one
-        elif event.type == EV_CONN_CLOSED:
-            self._streams.closed(event.conn)
-        elif event.type == EV_BEACON and isinstance(parse_beacon(event.data), Notify):
-            self.trust.notify()
-        else:
-            if event.type == EV_SESSION_PROVED:
-                self._tunnel_up(event.node, event.b)
-            self.traversal.handle(event)
-
-    def _tunnel_up(self, node: int, era: int) -> None:
-        if era == 1:
-            log.info("a peer speaks the encryption of the first releases", extra={"peer": node})
-        peer = self.plane.peer_info(node)
-        fields = {"peer_node_id": node, "authenticated": True, "relay": bool(peer and peer["relay"])}
-        self.webhook.emit("tunnel.established", fields)
-
-    def _decided(self, decision: Decision) -> None:
-        log.info(decision.text, extra={"peer": decision.node})
-        if decision.kind == RELAY and decision.step.value in ("connected", "changed"):
-            self.webhook.emit("tunnel.relay_activated", {"peer_node_id": decision.node})
-
-    def _network_changed(self, slept: bool) -> None:
-        log.info("the host slept" if slept else "the network changed")
-        self.traversal.network_changed()
-        self.registry.reset()
-        self._addresses_changed()
-
-    def _addresses_changed(self) -> None:
-        self.traversal.addresses_changed()
-        if self._where.moved():
-            self.registration.endpoint_changed()
-
-    def _moved(self) -> None:
-        """Others see us at another address: connections made from the old one are dead, and nobody will say so."""
-        self.registry.reset()
-        self.registration.endpoint_changed()
-
-    def _transport_changed(self, compat: bool) -> None:
-        """Nobody reaches a node without UDP directly: the registry tells peers so."""
-        self._where.hidden = compat
-        self.registration.relay_only = compat or self.config.relay_only
-        self.registry.use_detour(self.compat.registry_stream if compat else None)
-        self.registry.reset()
-        self.registration.endpoint_changed()
-
-    def _identity_changed(self) -> None:
-        self.trust.set_public_key(self.identity.public_key)
-        self.traversal.identity_changed(self.identity.links)
-        self.registration.key_changed()
-        nodes = [peer["node"] for peer in self.plane.peers() if peer["session"]]
-        task = asyncio.get_running_loop().create_task(self.trust.announce_key(nodes))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _registered(self, again: bool) -> None:
-        """The registry knows this node, perhaps under a new number."""
-        self.plane.set_node(self.node_id)
-        self.plane.serve_streams(self.registration.address.network)
-        self.traversal.set_node(self.node_id)
-        self.trust.machine.own_node = self.node_id
-        self.webhook.node_id = self.node_id
-        self.compat.registered()
-        fields = {"address": str(self.registration.address)}
-        if again:
-            _say([info.registered_line(self)])
-            self.webhook.emit("node.reregistered", fields)
-        else:
-            self.webhook.emit("node.registered", {**fields, "endpoint": self._where.listen_addr()})
 
     # ---- numbers ----
 

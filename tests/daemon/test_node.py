@@ -382,4 +382,4 @@ async def test_fixed_endpoint_and_hidden_node(world: World) -> None:
     assert info["endpoint"] == "198.51.100.7:4000" and info["stun"] is False
     b = await world.agent("bravo", "-relay-only")
     assert (await (await b.client()).ask(rq.Info()))["startup"][0] == "Endpoint hidden (relay only)"
-    assert b.node._where.listen_addr() == "" and b.node._where.lan_addrs() == []
+    assert b.node.where.listen_addr() == "" and b.node.where.lan_addrs() == []
