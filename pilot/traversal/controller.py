@@ -1,67 +1,41 @@
 """Traversal: the asyncio shell around the machines of one node.
 
-It owns the clock, the timer, the questions to the registry and the waiting callers; every decision is made
-below, in
-peer_paths.py. Events of the data plane are handed in by whoever reads them (`handle`).
+It owns the clock, the timer and the questions to the registry; every decision is made below, in peer_paths.py. Events of
+the data plane are handed in by whoever reads them (`handle`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from pilot._core import EV_PEER_WANTED, EngineBase, Event
 from pilot.errors import PilotError
 from pilot.traversal import discovery as disc
 from pilot.traversal.address_book import AddressBook, RegistryClient
+from pilot.traversal.beacons import Beacons
+from pilot.traversal.config import TraversalConfig
 from pilot.traversal.decisions import Addr, Decision, Step
 from pilot.traversal.describe import describe_path, why
-from pilot.traversal.interfaces import local_hosts
-from pilot.traversal.nat import NatType, parse_addr, show
-from pilot.traversal.path import PathMachine
-from pilot.traversal.path_actions import Phase
+from pilot.traversal.nat import NatType
 from pilot.traversal.peer_paths import PeerPaths
+from pilot.traversal.waiting import Waiting
 from pilot.tunnel.exchange import WANT_S, KeyExchange
 from pilot.tunnel.key_life import CHECK_EVERY_S, KeyLife
 from pilot.tunnel.own_key import Identity
-from pilot.wire.frames import Capabilities, KeyLink
+from pilot.wire.frames import KeyLink
 
 log = logging.getLogger("pilot.traversal")
 
 DISCOVER_S = 5.0
-UNRESOLVED_S = 1.0
-
-
-@dataclass(slots=True)
-class TraversalConfig:
-    """beacons: `host:port` texts, names allowed. endpoint: the fixed public endpoint, which skips discovery.
-    local_port: of the
-    tunnel socket. relay_only: show our address to no peer. caps: what our PILA announces. accept_era1: also keys of era 1, for a
-    data plane with that option. clock: seconds, the data plane's own (monotonic)."""
-
-    beacons: Sequence[str] = ()
-    endpoint: Addr | None = None
-    local_port: int = 0
-    relay_only: bool = False
-    caps: Capabilities = field(default_factory=Capabilities)
-    accept_era1: bool = False
-    clock: Callable[[], float] = time.monotonic
-    random: Callable[[int], bytes] = os.urandom
-    local_hosts: Callable[[], list[str]] = local_hosts
 
 
 class Traversal:
     """Sessions and paths to all peers. Use it as an async context manager, or call start and stop."""
 
-    def __init__(
-        self, plane: EngineBase, registry: RegistryClient, identity: Identity, config: TraversalConfig
-    ) -> None:
+    def __init__(self, plane: EngineBase, registry: RegistryClient, identity: Identity, config: TraversalConfig) -> None:
         self.observers: list[Callable[[Decision], None]] = []
         self.on_endpoint: list[Callable[[Addr], None]] = []
         self.on_new_key: list[Callable[[], None]] = []
@@ -73,6 +47,7 @@ class Traversal:
             identity, caps=config.caps, random=config.random, last_heard=self._last_heard, accept_era1=config.accept_era1
         )
         self._discovery = disc.Discovery(fixed=config.endpoint)
+        self._beacons = Beacons(config.beacons, self._discovery, config.clock)
         self.paths = PeerPaths(
             plane,
             self,
@@ -82,19 +57,12 @@ class Traversal:
             discovered=self._discovered,
             hidden=config.relay_only,
         )
+        self._waiting = Waiting(self._exchange, self.paths.connected)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiters: dict[int, set[asyncio.Future[None]]] = {}
-        self._endpoint_waiters: set[asyncio.Future[Addr]] = set()
-        self._failures: dict[int, PilotError] = {}
         self._key_life = KeyLife(config.clock(), self._moved())
         self._unrest = asyncio.Event()
         self._running = False
-        self._started = 0.0
-        self._udp_beacons: list[Addr] = []  # what the names mean
-        self._bridge: Addr | None = None
-        self._bridge_name = ""
-        self._bridge_only = False
 
     # ---- life ----
 
@@ -106,10 +74,9 @@ class Traversal:
         await self.stop()
 
     async def start(self) -> None:
-        """Resolves the beacons and begins discovery. Beacons that do not resolve now are tried again
-        later."""
+        """Resolves the beacons and begins discovery. Beacons that do not resolve now are tried again later."""
         self._running = True
-        self._started = self._clock()
+        self._beacons.start()
         self._discovery.set_local(self._config.local_hosts(), self._config.local_port)
         await self.refresh_beacons()
         self._spawn(self._retire_keys())
@@ -124,12 +91,7 @@ class Traversal:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        gone = PilotError("not_running", "the node is shutting down")
-        for waiter in [w for waiters in self._waiters.values() for w in waiters] + list(
-            self._endpoint_waiters
-        ):
-            if not waiter.done():
-                waiter.set_exception(gone)
+        self._waiting.close()
 
     def set_node(self, node: int) -> None:
         """Own number after registration: the beacons learn it at once."""
@@ -137,8 +99,7 @@ class Traversal:
         self._arm()
 
     def pin(self, node: int, public_key: bytes | None) -> None:
-        """Fixes the Ed25519 key (32 bytes) of a trusted node; None removes the pin. A registry cannot swap a
-        pinned key."""
+        """Fixes the Ed25519 key (32 bytes) of a trusted node; None removes the pin. A registry cannot swap a pinned key."""
         self._exchange.pin(node, public_key)
 
     # ---- data plane ----
@@ -151,7 +112,7 @@ class Traversal:
             self._unrest.set()
         taken = self.paths.handle(event, self._clock())
         if taken:
-            self._wake(event.node)
+            self._waiting.look(event.node)
             self._arm()
         return taken
 
@@ -164,27 +125,13 @@ class Traversal:
     async def connect(self, node: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """Returns when the session with `node` is proved and a path answers.
 
-        Raises PilotError: invalid_argument (own or zero number), not_found (the registry does not know it),
-        connection_failed
+        Raises PilotError: invalid_argument (own or zero number), not_found (the registry does not know it), connection_failed
         (nothing answers), timeout.
         """
         if node == 0 or node == self._discovery.node:
             raise PilotError("invalid_argument", "a node cannot connect to itself")
-        self._failures.pop(node, None)
         self._want(node, timeout)
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(node, set()).add(waiter)
-        try:
-            self._wake(node)
-            async with asyncio.timeout(timeout):
-                await waiter
-        except TimeoutError:
-            raise self._no_path(node) from None
-        finally:
-            waiters = self._waiters.get(node, set())
-            waiters.discard(waiter)
-            if not waiters:
-                self._waiters.pop(node, None)
+        await self._waiting.connection(node, timeout)
 
     async def settled(self, node: int, timeout: float = 5.0) -> dict[str, Any]:  # noqa: ASYNC109
         """Waits until the race for the best path is over (or the time is), then describes the path."""
@@ -197,34 +144,13 @@ class Traversal:
         return self.describe(node)
 
     def describe(self, node: int) -> dict[str, Any]:
-        """The present path of a peer, why it is this one, the alternatives and the latest decisions. Times in
-        milliseconds."""
-        machine = self.paths.machine(node)
-        info = self._plane.peer_info(node)
-        if not machine:
-            return {
-                "node": node,
-                "phase": Phase.IDLE.value,
-                "path": None,
-                "why": "nothing was sent yet",
-                "history": [],
-            }
-        described = describe_path(machine, info, self._discovery.nat, self._clock())
-        for way in (described["path"], *described["candidates"]):
-            if way and self._bridge and way["addr"] == show(self._bridge):
-                way["addr"], way["transport"] = self._bridge_name, "websocket"
-        described["why"] = self._why(machine)
-        return described
+        """The present path of a peer, why it is this one, the alternatives and the latest decisions. Times in milliseconds."""
+        machine, info = self.paths.machine(node), self._plane.peer_info(node)
+        return describe_path(node, machine, info, self._discovery.nat, self._beacons, self._clock())
 
     def why(self, node: int) -> str:
         """The reason for the present path, in one sentence."""
-        machine = self.paths.machine(node)
-        return self._why(machine) if machine else "nothing was sent yet"
-
-    def _why(self, machine: PathMachine) -> str:
-        if self._bridge_only and machine.phase is Phase.RELAYED:
-            return "no UDP gets out of this network: the relay is reached by WebSocket"
-        return why(machine)
+        return why(self.paths.machine(node), self._beacons)
 
     def forget(self, node: int) -> None:
         """Drops session, path, cached registry answers; connections to `node` are reset."""
@@ -262,8 +188,8 @@ class Traversal:
         return self._exchange.announcement
 
     def rotate_keys(self) -> bool:
-        """New tunnel key for this process; peers move over without losing packets. False if the last was less
-        than a minute ago."""
+        """New tunnel key for this process; peers move over without losing packets. False if the last was less than a minute
+        ago."""
         rotated = self._exchange.rotate(self._clock())
         if rotated:
             self._key_life.renew(self._clock(), self._moved())
@@ -302,29 +228,13 @@ class Traversal:
 
     def beacons(self) -> list[dict[str, Any]]:
         """State of each beacon. addr: `host:port`, the URL of one behind a bridge."""
-        return [
-            {
-                "addr": self._bridge_name if b.addr == self._bridge else show(b.addr),
-                "alive": b.alive,
-                "rtt_ms": None if b.rtt is None else round(b.rtt * 1e3, 3),
-                "observed": show(b.observed) if b.observed else None,
-            }
-            for b in self._discovery.beacons()
-        ]
+        return self._beacons.states()
 
     async def discover(self, timeout: float = DISCOVER_S) -> Addr | None:  # noqa: ASYNC109
         """Waits for the own endpoint; None if no beacon answered in time."""
         if self._discovery.endpoint:
             return self._discovery.endpoint
-        waiter: asyncio.Future[Addr] = asyncio.get_running_loop().create_future()
-        self._endpoint_waiters.add(waiter)
-        try:
-            async with asyncio.timeout(timeout):
-                return await waiter
-        except TimeoutError:
-            return None
-        finally:
-            self._endpoint_waiters.discard(waiter)
+        return await self._waiting.endpoint(timeout)
 
     async def nat_measured(self, timeout: float) -> NatType:  # noqa: ASYNC109
         """The NAT class, as soon as a measurement that is under way has ended."""
@@ -335,7 +245,7 @@ class Traversal:
 
     def targets(self) -> list[Addr]:
         """Where datagrams go now: beacons, and peers that are reached directly."""
-        return [*self._udp_beacons[:8], *self.paths.direct_ends(32)]
+        return [*self._beacons.udp[:8], *self.paths.direct_ends(32)]
 
     def addresses_changed(self) -> None:
         """The host has other addresses, but the paths do not depend on them."""
@@ -349,36 +259,17 @@ class Traversal:
         self._arm()
 
     async def refresh_beacons(self) -> None:
-        """Resolves the beacons' names again and uses what they mean now; a name that fails keeps its former
-        address."""
-        loop = asyncio.get_running_loop()
-        found: list[Addr] = []
-        for text in self._config.beacons:
-            numeric = parse_addr(text)
-            if numeric:
-                found.append(numeric)
-                continue
-            host, _, port = text.rpartition(":")
-            try:
-                infos = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
-            except (OSError, ValueError) as error:
-                log.warning("beacon name does not resolve", extra={"beacon": text, "error": str(error)})
-                continue
-            found += [(str(i[4][0]), int(i[4][1])) for i in infos[:2]]
-        if found:
-            self._udp_beacons = list(dict.fromkeys(found))
+        """Resolves the beacons' names again and uses what they mean now; a name that fails keeps its former address."""
+        await self._beacons.resolve()
         self._apply_beacons()
 
     def _apply_beacons(self) -> None:
-        beacons = [] if self._bridge_only else list(self._udp_beacons)
-        if self._bridge:
-            beacons.append(self._bridge)
-        self.paths.set_beacons(beacons, self._clock())
+        self.paths.set_beacons(self._beacons.in_use(), self._clock())
         self._arm()
 
     def set_beacons(self, beacons: Sequence[str]) -> None:
         """Replaces the configured beacons (`host:port`), for instance by the registry's list."""
-        self._config.beacons = tuple(beacons)
+        self._beacons.names = tuple(beacons)
         self._spawn(self.refresh_beacons())
 
     # ---- transport ----
@@ -386,17 +277,13 @@ class Traversal:
     @property
     def udp_silent(self) -> bool:
         """No beacon answers over UDP: each left several questions in a row unanswered, or no name of one resolves."""
-        if self._bridge_only:
-            return True
-        if not self._udp_beacons:
-            return bool(self._config.beacons) and self._clock() - self._started >= UNRESOLVED_S
-        return self._discovery.silent
+        return self._beacons.silent
 
     async def udp_beacons(self) -> list[Addr]:
         """Where the beacons are, asked anew if no name has resolved yet."""
-        if not self._udp_beacons:
+        if not self._beacons.udp:
             await self.refresh_beacons()
-        return list(self._udp_beacons)
+        return list(self._beacons.udp)
 
     async def unrest(self, pause: float) -> None:
         """For those who watch over the beacons: returns when there may be something to see, `pause` seconds after it began or
@@ -420,9 +307,7 @@ class Traversal:
     def use_bridge(self, bridge: Addr | None, name: str = "", with_udp: bool = False) -> None:
         """The beacon is reached through `bridge`, a local address (name: what users read for it), and over UDP only
         if with_udp. None: over UDP alone. Every path is tried again."""
-        self._bridge, self._bridge_name = bridge, name
-        self._bridge_only = bridge is not None and not with_udp
-        self._discovery.set_blocked(self._bridge_only)
+        self._beacons.use_bridge(bridge, name, with_udp)
         self._apply_beacons()
         self.paths.network_changed(self._clock())
         self._arm()
@@ -442,56 +327,29 @@ class Traversal:
         try:
             public = await self._book.public_key(node, fresh)
         except PilotError as error:
-            self._failed(node, error)
-            if error.code == "not_found" and not self._exchange.has_session(node):
-                for waiter in self._waiters.get(node, ()):  # an answer: nobody can ever connect
-                    if not waiter.done():
-                        waiter.set_exception(error)
+            self._waiting.failed(node, error)
+            if error.code == "not_found":
+                self._waiting.unknown(node, error)
         self.paths.key_answer(node, public, self._clock())
-        self._wake(node)
+        self._waiting.look(node)
         self._arm()
 
     async def _find_addresses(self, node: int, fresh: bool) -> None:
         own = self._discovery.endpoint
         try:
-            found = await self._book.addresses(
-                node, self._config.local_hosts(), own[0] if own else None, fresh
-            )
+            found = await self._book.addresses(node, self._config.local_hosts(), own[0] if own else None, fresh)
         except PilotError as error:
-            self._failed(node, error)
+            self._waiting.failed(node, error)
             return
         self.paths.addresses_answer(node, found, self._clock())
-        self._wake(node)
+        self._waiting.look(node)
         self._arm()
 
     # ---- inside ----
 
-    def _failed(self, node: int, error: PilotError) -> None:
-        if node in self._waiters:
-            self._failures[node] = error
-
-    def _no_path(self, node: int) -> PilotError:
-        failure = self._failures.pop(node, None)
-        if failure and failure.code == "not_found" and not self._exchange.has_session(node):
-            return failure
-        hint = f"registry: {failure.message}" if failure else ""
-        if self._exchange.is_proved(node):
-            return PilotError("connection_failed", f"no path to node {node} answers", hint, retryable=True)
-        return PilotError("timeout", f"node {node} did not answer the key exchange", hint, retryable=True)
-
-    def _wake(self, node: int) -> None:
-        waiters = self._waiters.get(node)
-        if waiters and self.paths.connected(node):
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-
     def _tell(self, decision: Decision) -> None:
         if decision.step is Step.GAVE_UP:
-            error = PilotError("connection_failed", decision.text, retryable=True)
-            for waiter in self._waiters.get(decision.node, ()):
-                if not waiter.done():
-                    waiter.set_exception(error)
+            self._waiting.refuse(decision.node, PilotError("connection_failed", decision.text, retryable=True))
         for observer in list(self.observers):
             try:
                 observer(decision)
@@ -502,9 +360,7 @@ class Traversal:
         if isinstance(action, disc.ResolveBeacons):
             self._spawn(self.refresh_beacons())
         elif isinstance(action, disc.EndpointChanged):
-            for waiter in self._endpoint_waiters:
-                if not waiter.done():
-                    waiter.set_result(action.new)
+            self._waiting.found(action.new)
             for observer in list(self.on_endpoint):
                 observer(action.new)
 
@@ -544,5 +400,4 @@ class Traversal:
                 self._unrest.set()
         finally:
             self._arm()
-        for node in list(self._waiters):
-            self._wake(node)
+        self._waiting.look_at_all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pilot.traversal.beacons import Beacons
 from pilot.traversal.candidates import Candidate, Source
 from pilot.traversal.decisions import DIRECT, LAN, PUNCHED, Decision, Step
 from pilot.traversal.nat import NatType, show
@@ -16,15 +17,24 @@ _REASONS = {
     DIRECT: "the peer's address answers without help",
     PUNCHED: "a hole-punch arranged by the beacon opened the way",
 }
+_NOTHING = "nothing was sent yet"
 
 
 def describe_path(
-    machine: PathMachine, info: dict[str, Any] | None, nat: NatType, now: float
+    node: int, machine: PathMachine | None, info: dict[str, Any] | None, nat: NatType, beacons: Beacons, now: float
 ) -> dict[str, Any]:
-    """Path, reason, alternatives and history of one peer. Ages in seconds, times in milliseconds. All values
-    fit JSON."""
+    """Path, reason, alternatives and history of one peer. Ages in seconds, times in milliseconds. All values fit JSON.
+    machine: None if there was no reason to reach the peer yet. A beacon behind a bridge is shown by its URL."""
+    if not machine:
+        return {
+            "node": node,
+            "phase": Phase.IDLE.value,
+            "path": None,
+            "why": _NOTHING,
+            "history": [],
+        }
     path = machine.active
-    return {
+    described: dict[str, Any] = {
         "node": machine.node,
         "phase": machine.phase.value,
         "session": bool(info and info["session"]),
@@ -32,18 +42,26 @@ def describe_path(
         "path": None
         if path is None
         else {**_way(path, machine, nat, now), "overhead_ms": _ms(machine.overhead)},
-        "why": why(machine),
+        "why": why(machine, beacons),
         "nat": nat.value,
         "peer_nat": machine.peer_nat.value,
         "relay_only": machine.relay_only,
         "candidates": [_way(c, machine, nat, now) for c in machine.candidates()],
         "history": [decision_dict(d, now) for d in machine.story.history],
     }
+    for way in (described["path"], *described["candidates"]):
+        if way and beacons.bridge and way["addr"] == show(beacons.bridge):
+            way["addr"], way["transport"] = beacons.bridge_name, "websocket"
+    return described
 
 
-def why(machine: PathMachine) -> str:
-    """The reason for the present path, in one sentence."""
+def why(machine: PathMachine | None, beacons: Beacons) -> str:
+    """The reason for the present path, in one sentence. machine: None if there was no reason to reach the peer yet."""
+    if not machine:
+        return _NOTHING
     phase = machine.phase
+    if beacons.bridge_only and phase is Phase.RELAYED:
+        return "no UDP gets out of this network: the relay is reached by WebSocket"
     if phase is Phase.DIRECT:
         return _REASONS[machine.kind]
     if phase is Phase.RACING:
