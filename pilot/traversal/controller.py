@@ -18,7 +18,7 @@ from pilot.traversal.address_book import AddressBook, RegistryClient
 from pilot.traversal.beacons import Beacons
 from pilot.traversal.config import TraversalConfig
 from pilot.traversal.decisions import Addr, Decision, Step
-from pilot.traversal.describe import describe_path, why
+from pilot.traversal.describe import describe_path
 from pilot.traversal.nat import NatType
 from pilot.traversal.peer_paths import PeerPaths
 from pilot.traversal.waiting import Waiting
@@ -118,10 +118,6 @@ class Traversal:
 
     # ---- peers ----
 
-    def peer_wanted(self, node: int) -> None:
-        """A session and a path to `node` will be needed: starts at once, returns at once."""
-        self._want(node)
-
     async def connect(self, node: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """Returns when the session with `node` is proved and a path answers.
 
@@ -130,7 +126,7 @@ class Traversal:
         """
         if node == 0 or node == self._discovery.node:
             raise PilotError("invalid_argument", "a node cannot connect to itself")
-        self._want(node, timeout)
+        self.want(node, timeout)
         await self._waiting.connection(node, timeout)
 
     async def settled(self, node: int, timeout: float = 5.0) -> dict[str, Any]:  # noqa: ASYNC109
@@ -148,10 +144,6 @@ class Traversal:
         machine, info = self.paths.machine(node), self._plane.peer_info(node)
         return describe_path(node, machine, info, self._discovery.nat, self._beacons, self._clock())
 
-    def why(self, node: int) -> str:
-        """The reason for the present path, in one sentence."""
-        return why(self.paths.machine(node), self._beacons)
-
     def forget(self, node: int) -> None:
         """Drops session, path, cached registry answers; connections to `node` are reset."""
         self.paths.forget(node)
@@ -162,11 +154,8 @@ class Traversal:
         """The registry may answer now what it has just refused: trust was given."""
         self._book.ask_again(node)
 
-    def want(self, node: int) -> None:
-        """A stream to `node` was opened without connect()."""
-        self._want(node)
-
-    def _want(self, node: int, hold: float = WANT_S) -> None:
+    def want(self, node: int, hold: float = WANT_S) -> None:
+        """A session and a path to `node` will be needed, for `hold` seconds at least: starts at once, returns at once."""
         self._unrest.set()
         self.paths.want(node, self._clock(), hold)
         self._arm()
