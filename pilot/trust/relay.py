@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pilot.errors import PilotError
+from pilot.trust.handshake import HandshakeMachine
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ NOTIFY_BURST = 3
 NOTIFY_REFILL_S = 5.0
 NOTIFY_GAP_S = 2.0
 POLL_TIMEOUT_S = 5.0
+LOOKUP_S = 8.0
 REMEMBERED = 4096
 REMEMBER_S = 600.0
 MAX_ENTRIES = 1024  # of one reply that are looked at
@@ -97,6 +99,21 @@ def read_networks(reply: Mapping[str, Any]) -> set[int]:
     """Networks of a lookup's reply but the backbone, which everybody is in."""
     rows = reply.get("networks")
     return {n for n in rows if type(n) is int and 0 < n <= 0xFFFF} if isinstance(rows, list) else set()
+
+
+async def vouch(registry: TrustRegistry, machine: HandshakeMachine, node: int) -> tuple[bytes | None, int]:
+    """Key of `node` by the registry, None if it cannot say; a network both are in, if that matters."""
+    try:
+        async with asyncio.timeout(LOOKUP_S):
+            theirs = await registry.lookup(node)
+            shared = 0
+            if machine.policy.same_network:
+                own = await registry.lookup(machine.own_node)
+                shared = min(read_networks(own) & read_networks(theirs), default=0)
+    except (PilotError, OSError) as e:
+        log.debug("handshake.no_lookup", extra={"peer": node, "reason": str(e)})
+        return None, 0
+    return read_key(theirs), shared
 
 
 class NotifyLimit:

@@ -1,8 +1,6 @@
-"""The trust handshake at work: listens on port 444, sends messages, asks the registry, obeys the user.
+"""The trust handshake at work: listens on port 444, looks into the inbox at the registry, obeys the user.
 
-The machine (handshake.py) decides; this file carries its actions out. The store is on disk before anything is
-told to anybody. What concerns the own data plane happens at once; what needs the network runs in the background,
-in order per peer, so that the tunnel is not torn down before the notice of a revocation has left.
+What comes in goes to the machine (handshake.py), which decides; what it decides, effects.py carries out.
 """
 
 from __future__ import annotations
@@ -12,32 +10,15 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pilot.errors import PilotError
-from pilot.files import write_atomic
 from pilot.trust.courier import PORT, Courier, ask, read_message
-from pilot.trust.handshake import (
-    ACCEPT,
-    MAX_AGE_S,
-    MAX_AHEAD_S,
-    REJECT,
-    Action,
-    Emit,
-    Forget,
-    Grant,
-    HandshakeMachine,
-    Report,
-    Respond,
-    Send,
-    Withdraw,
-    clean_justification,
-)
+from pilot.trust.effects import Effects, TrustPaths, TrustPlane
+from pilot.trust.handshake import ACCEPT, MAX_AGE_S, MAX_AHEAD_S, HandshakeMachine, clean_justification
 from pilot.trust.message import clock_ahead
-from pilot.trust.relay import Relayed, RelayPoller, TrustRegistry, read_key, read_networks
+from pilot.trust.relay import Relayed, RelayPoller, TrustRegistry, vouch
 from pilot.trust.store import PendingRequest, TrustedPeer
 
 if TYPE_CHECKING:
@@ -49,28 +30,10 @@ RECEIVE_S = 10.0
 BLAME_EVERY_S = 60.0
 MAX_OPEN = 256  # messages that are being received ...
 MAX_OPEN_NODE = 8  # ... and of one node: strangers can open port 444 too
-LOOKUP_S = 8.0
 WAIT_MAX_S = 30.0
 WAIT_POLL_S = 2.0
 ON_DEMAND_S = 3.0
-RETRY_S = (1.0, 5.0, 30.0)  # before the second and later calls to a registry that does not answer
 EXPIRE_S = 60.0
-MAX_BACKGROUND = 4096
-CLOSE_S = 1.0
-
-
-class TrustPlane(Protocol):
-    """What trust does to the data plane."""
-
-    def set_trusted(self, node: int, trusted: bool) -> None: ...
-    def forget_peer(self, node: int) -> None: ...
-
-
-class TrustPaths(Protocol):
-    """What trust does to key exchange and paths (pilot.traversal.Traversal)."""
-
-    def pin(self, node: int, public_key: bytes | None) -> None: ...
-    def forget(self, node: int) -> None: ...
 
 
 class TrustService:
@@ -97,19 +60,12 @@ class TrustService:
         self.store = machine.store
         self._hub = hub
         self._registry = registry
-        self._plane = plane
-        self._paths = paths
-        self._emit = emit
         self._now = now
         self._courier = Courier(hub, lambda: machine.own_node, public_key, sign, now, self.store.told)
+        self._effects = Effects(machine, self._courier, registry, plane, paths, emit, self._granted)
         self._relay = RelayPoller(registry, self._relayed, lambda: bool(self.store.requested), clock)
         self._open: Counter[int] = Counter()  # by node
         self._blamed: tuple[int, float, float] = (0, 0.0, 0.0)  # the last wrong clock in the log: node, seconds ahead, when
-        # One thread: a later state never loses to an earlier one that is still being written.
-        self._writer = ThreadPoolExecutor(1, "trust-store")
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._last: dict[int, asyncio.Task[None]] = {}  # per peer: the latest background actions
-        self._answering: dict[int, asyncio.Task[bool]] = {}  # per peer: the answer that is on its way
         self._asking: dict[int, asyncio.Task[None]] = {}
         self._waiting: dict[int, set[asyncio.Event]] = {}  # who waits for trust of a node
 
@@ -121,28 +77,30 @@ class TrustService:
         Raises PilotError(already_exists) if the port is taken."""
         self.machine.own_node = own_node
         self._hub.listen(PORT, self._serve, open_port=True)
-        for peer in self.store.trusted.values():
-            self._plane.set_trusted(peer.node_id, True)
-            if peer.public_key:
-                self._paths.pin(peer.node_id, peer.public_key)
+        self._effects.restore()
         if self.store.requested:
             self._relay.hurry()
-        self._spawn(self._relay.run())
-        self._spawn(self._expire())
-        self._spawn(self._find_missing_keys())
+        self._effects.spawn(self._relay.run())
+        self._effects.spawn(self._expire())
+        self._effects.spawn(self._effects.find_missing_keys())
 
     async def close(self) -> None:
         """Ends listening and background work. What has to be told to peers gets a second for it."""
         self._hub.unlisten(PORT)
-        if self._last:
-            await asyncio.wait(self._last.values(), timeout=CLOSE_S)
-        tasks = [*self._tasks, *self._asking.values()]
-        for task in tasks:
+        await self._effects.settle()
+        asking = list(self._asking.values())
+        for task in asking:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._effects.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         await self._relay.close()
-        await self._save()
-        await asyncio.to_thread(self._writer.shutdown)
+        await self._effects.close()
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            self.machine.expire(self._now())
+            await self._effects.save()
 
     def set_public_key(self, public_key: bytes) -> None:
         """The node's identity key was replaced (32 bytes); `sign` signs with the new one already."""
@@ -152,22 +110,22 @@ class TrustService:
         """Tells trusted ones of `nodes` the new identity key, inside sessions that the old one authenticated: they pin it."""
         for node in nodes:
             if self.store.is_trusted(node):
-                self._spawn(self._announce(node))
+                self._effects.spawn(self._announce(node))
 
     async def _announce(self, node: int) -> None:
         await self._courier.deliver(node, ACCEPT)
 
     def key_vouched(self, node: int, pinned: bytes, offered: bytes) -> None:
         """The pinned key of `node` vouches for another one (pilot.tunnel.actions.KeyVouched): has the registry that one too?"""
-        self._spawn(self._follow(node, pinned, offered))
+        self._effects.spawn(self._follow(node, pinned, offered))
 
     async def _follow(self, node: int, pinned: bytes, offered: bytes) -> None:
         if not self.store.is_trusted(node):
             return
-        named, _ = await self._vouch(node)
+        named, _ = await vouch(self._registry, self.machine, node)
         peer = self.store.trusted.get(node)  # trust may have ended meanwhile, or be another one
         if peer is not None and peer.public_key == pinned and named == offered:
-            await self._apply(node, self.machine.key_replaced(peer, offered))
+            await self._effects.apply(node, self.machine.key_replaced(peer, offered))
 
     def notify(self) -> None:
         """The beacon says that the registry holds something for us (0x0A, kind 1). May be forged: limited."""
@@ -203,13 +161,13 @@ class TrustService:
         """Trusts a node that asked; without effect if it did not."""
         if node not in self.store.pending:
             await self._relay.poll(ON_DEMAND_S)
-        await self._apply(node, self.machine.approve(node, self._now()))
+        await self._effects.apply(node, self.machine.approve(node, self._now()))
 
     async def reject(self, node: int, reason: str = "") -> None:
         """Sends away a node that asked; without effect if it did not."""
         if node not in self.store.pending:
             await self._relay.poll(ON_DEMAND_S)
-        await self._apply(node, self.machine.reject(node, clean_justification(reason)))
+        await self._effects.apply(node, self.machine.reject(node, clean_justification(reason)))
 
     async def revoke(self, node: int) -> None:
         """Ends trust at once on this node; peer and registry are told in the background.
@@ -218,9 +176,9 @@ class TrustService:
         try:
             actions = self.machine.revoke(node, self._now())
         except PilotError:
-            await self._save()  # other entries of the node are gone all the same
+            await self._effects.save()  # other entries of the node are gone all the same
             raise
-        await self._apply(node, actions)
+        await self._effects.apply(node, actions)
 
     async def pending(self) -> list[PendingRequest]:
         """Requests that wait for the user, after a look into the registry's inbox."""
@@ -261,21 +219,25 @@ class TrustService:
     def _is_trusted(self, node: int) -> bool:
         return node == self.machine.own_node or self.store.is_trusted(node)
 
+    def _granted(self, node: int) -> None:
+        for waiter in self._waiting.get(node, ()):
+            waiter.set()
+
     # ---- asking ----
 
     async def _request(self, node: int, justification: str, again: bool) -> None:
         """again: an earlier request is open, and stays so if this one fails."""
-        await self._save()
+        await self._effects.save()
         try:
             await ask(self._courier, self._registry, node, justification)
         except PilotError:
             if not again and self.store.requested.pop(node, None) is not None:
                 self.machine.changed = True
-                await self._save()
+                await self._effects.save()
             raise
         self._relay.hurry()
         self.machine.changed = True  # the store holds when the request left
-        await self._save()
+        await self._effects.save()
 
     # ---- port 444 and the registry's inbox ----
 
@@ -296,8 +258,8 @@ class TrustService:
             log.debug("handshake.dropped", extra={"peer": node, "counts": dict(dropped)})
             self._blame_clock(data, node)
             return
-        key, shared = await self._vouch(node)
-        await self._apply(node, self.machine.receive(msg, self._now(), peer_key=key, shared_network=shared))
+        key, shared = await vouch(self._registry, self.machine, node)
+        await self._effects.apply(node, self.machine.receive(msg, self._now(), peer_key=key, shared_network=shared))
 
     def _blame_clock(self, data: bytes, node: int) -> None:
         """Tells the operator why a handshake does not get through: a line a second, the same one once a minute."""
@@ -317,175 +279,6 @@ class TrustService:
         if entry.accept is not None:
             actions = self.machine.relayed_response(node, entry.accept, self._now())
         else:
-            shared = (await self._vouch(node))[1] if self.machine.policy.same_network else 0
+            shared = (await vouch(self._registry, self.machine, node))[1] if self.machine.policy.same_network else 0
             actions = self.machine.relayed_request(node, entry.justification, self._now(), shared)
-        await self._apply(node, actions)
-
-    async def _vouch(self, node: int) -> tuple[bytes | None, int]:
-        """Key of `node` by the registry, None if it cannot say; a network both are in, if that matters."""
-        try:
-            async with asyncio.timeout(LOOKUP_S):
-                theirs = await self._registry.lookup(node)
-                shared = 0
-                if self.machine.policy.same_network:
-                    own = await self._registry.lookup(self.machine.own_node)
-                    shared = min(read_networks(own) & read_networks(theirs), default=0)
-        except (PilotError, OSError) as e:
-            log.debug("handshake.no_lookup", extra={"peer": node, "reason": str(e)})
-            return None, 0
-        return read_key(theirs), shared
-
-    # ---- actions ----
-
-    async def _apply(self, node: int, actions: Sequence[Action]) -> None:
-        """Saves, does what can be done at once, leaves the rest to the background."""
-        for action in actions:
-            if isinstance(action, Withdraw):  # closing the door does not wait for the disk
-                self._plane.set_trusted(action.node, False)
-                self._paths.pin(action.node, None)
-        await self._save()
-        slow: list[Action] = []
-        for action in actions:
-            if isinstance(action, Emit):
-                log.info(action.event, extra={"data": dict(action.data)})
-                self._emit(action.event, action.data)
-            elif isinstance(action, Grant):
-                self._grant(action)
-            else:
-                slow.append(action)
-        if any(isinstance(a, Send | Respond) for a in slow) and (overtaken := self._answering.get(node)):
-            overtaken.cancel()  # the peer hears the later decision, and need not wait for the earlier one to arrive
-        must = any(isinstance(a, Forget) for a in slow)
-        if slow and (must or len(self._tasks) < MAX_BACKGROUND):
-            task = self._last[node] = self._spawn(self._in_order(self._last.get(node), slow))
-            task.add_done_callback(lambda done: self._last.pop(node) if self._last.get(node) is done else None)
-
-    def _grant(self, action: Grant) -> None:
-        if not self.store.is_trusted(action.node):  # revoked while the store was being saved
-            return
-        self._plane.set_trusted(action.node, True)
-        if action.key:
-            self._paths.pin(action.node, action.key)
-        else:
-            self._spawn(self._find_key(action.node))
-        for waiter in self._waiting.get(action.node, ()):
-            waiter.set()
-
-    async def _in_order(self, before: asyncio.Task[None] | None, actions: Sequence[Action]) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        for action in actions:
-            match action:
-                case Send(node, type_, reason):
-                    await self._send_answer(node, type_, reason)
-                case Report(node):
-                    self._tell(node, True, partial(self._registry.report_trust, node))
-                case Respond(node, accept):
-                    self._respond(node, accept)
-                case Withdraw(node, True):
-                    self._tell(node, False, partial(self._registry.revoke_trust, node))
-                case Forget(node) if not self.store.is_trusted(node):
-                    self._paths.forget(node)
-                    self._plane.forget_peer(node)
-
-    async def _send_answer(self, node: int, type_: str, reason: str) -> None:
-        if type_ == ACCEPT and not self.store.is_trusted(node):
-            return  # revoked meanwhile
-        repeated = type_ == ACCEPT and self._courier.lately(node, ACCEPT)
-        delivery = asyncio.get_running_loop().create_task(self._courier.deliver(node, type_, reason=reason))
-        if type_ in (ACCEPT, REJECT):
-            self._answering[node] = delivery
-        try:
-            await asyncio.wait([delivery])
-        finally:
-            delivery.cancel()
-            if self._answering.get(node) is delivery:
-                del self._answering[node]
-        if delivery.cancelled():
-            return
-        reached = delivery.result()
-        self.machine.changed = True  # the store holds when it left
-        await self._save()
-        if not reached and type_ in (ACCEPT, REJECT):
-            self._respond(node, type_ == ACCEPT)
-        if repeated or (type_ == ACCEPT and not reached):
-            # A published peer drops a repeated accept as a replay; older ones take no direct one from a node they do not trust.
-            # All take a request by the node that they ask themselves for consent, and the registry carries requests where it
-            # knows of none to answer.
-            self._tell(node, True, partial(self._registry.request_handshake, node, ""))
-
-    def _respond(self, node: int, accept: bool) -> None:
-        self._tell(node, accept, partial(self._registry.respond_handshake, node, accept))
-
-    def _tell(self, node: int, trusted: bool, call: Callable[[], Awaitable[object]]) -> None:
-        """Tells the registry in the background, again later if it cannot be reached, as long as the trust in
-        `node` is what the call says."""
-
-        async def tell() -> None:
-            for pause in (*RETRY_S, None):
-                if self.store.is_trusted(node) is not trusted:
-                    return
-                try:
-                    await call()
-                    return
-                except (PilotError, OSError) as e:
-                    log.debug("handshake.registry_failed", extra={"peer": node, "reason": str(e)})
-                    if pause is None or (isinstance(e, PilotError) and not e.retryable):
-                        return
-                await asyncio.sleep(pause)
-
-        self._spawn(tell())
-
-    # ---- keys that are not known yet ----
-
-    async def _find_key(self, node: int) -> None:
-        """Pins the registry's key for a peer that became trusted through the registry's relay."""
-        for pause in (*RETRY_S, None):
-            key, _ = await self._vouch(node)
-            if not self.store.is_trusted(node) or self.store.trusted[node].public_key:
-                return
-            if key and self.store.pin(node, key):
-                self.machine.changed = True
-                self._paths.pin(node, key)
-                return await self._save()
-            if pause is not None:
-                await asyncio.sleep(pause)
-
-    async def _find_missing_keys(self) -> None:
-        for node in [p.node_id for p in self.store.trusted.values() if not p.public_key]:
-            await self._find_key(node)
-
-    # ---- the store ----
-
-    async def _save(self) -> None:
-        """Writes the store off the event loop if it changed. If that fails the next change tries again."""
-        path = self.store.path
-        if not self.machine.changed or path is None:
-            return
-        self.machine.changed = False
-        text = self.store.to_json().encode()
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._writer, write_atomic, path, text)
-        except OSError as e:
-            self.machine.changed = True
-            log.error("trust.not_saved", extra={"path": str(path), "reason": e.strerror})
-        except asyncio.CancelledError:
-            self.machine.changed = True
-            raise
-
-    async def _expire(self) -> None:
-        while True:
-            await asyncio.sleep(EXPIRE_S)
-            self.machine.expire(self._now())
-            await self._save()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("trust.task_failed", exc_info=error)
+        await self._effects.apply(node, actions)

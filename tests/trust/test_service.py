@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from memstream import FakeHub, Network
 
 from pilot.errors import PilotError
-from pilot.trust import HandshakeMachine, Policy, TrustService, TrustStore, courier, relay, service
+from pilot.trust import HandshakeMachine, Policy, TrustService, TrustStore, courier, effects, relay, service
 from pilot.trust.handshake import ACCEPT, REQUEST, REVOKE
 from pilot.trust.message import HandshakeMessage
 
@@ -184,7 +184,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     for module, name, value in (
         (courier, "HEAD_START_S", 0.05),
         (service, "WAIT_POLL_S", 0.02),
-        (service, "RETRY_S", (0.01, 0.02, 0.05)),
+        (effects, "RETRY_S", (0.01, 0.02, 0.05)),
         (relay, "FAST_S", 0.02),
     ):
         monkeypatch.setattr(module, name, value)
@@ -330,7 +330,7 @@ async def test_a_change_of_mind_does_not_wait_for_the_first_answer(world: World,
     await until(lambda: 1 in bob.trust.store.pending)
     await bob.trust.reject(1)
     await until(lambda: 2 not in ann.trust.store.requested)  # told by the registry
-    assert list(bob.trust._answering) == [1]
+    assert list(bob.trust._effects._answering) == [1]
     await ann.trust.send(2)
     await until(lambda: 1 in bob.trust.store.pending)
     await bob.trust.approve(1)
@@ -420,7 +420,7 @@ async def befriend(ann: Node, bob: Node) -> None:
 async def test_revoke(world: World) -> None:
     ann, bob = world.node(1), world.node(2)
     await befriend(ann, bob)
-    await until(lambda: not ann.trust._last and not bob.trust._last)
+    await until(lambda: not ann.trust._effects._last and not bob.trust._effects._last)
     await ann.trust.revoke(2)
     assert not ann.trusts(bob) and ann.side.pins == {}  # at once, whatever the network does
     await until(lambda: not bob.trusts(ann) and bob.side.pins == {})
@@ -447,7 +447,7 @@ async def test_revoke_of_a_peer_that_is_away(world: World) -> None:
 async def test_trust_given_again_during_a_revocation_stays(world: World) -> None:
     ann, bob = world.node(1), world.node(2)
     await befriend(ann, bob)
-    await until(lambda: not ann.trust._last)
+    await until(lambda: not ann.trust._effects._last)
     world.net.down = {2}
     dials = len(world.net.dials)
     await ann.trust.revoke(2)
@@ -455,7 +455,7 @@ async def test_trust_given_again_during_a_revocation_stays(world: World) -> None
     world.net.down = set()
     await ann.trust.send(2)
     await until(lambda: ann.trusts(bob))
-    await until(lambda: not ann.trust._last)
+    await until(lambda: not ann.trust._effects._last)
     assert ann.trusts(bob)
 
 
