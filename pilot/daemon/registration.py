@@ -3,7 +3,8 @@
 It is registered again when its endpoint changes, at once when the registry says that it does not know the node
 or its key, and after three heartbeats without an answer. Then it repeats what a forgetful registry has
 lost: name, visibility, tags, trust. A registry that is down stops nothing: the node tries again for ever. One that closed a
-connection gets a heartbeat early: it may have restarted, and nobody finds this node there until it has registered.
+connection gets a heartbeat early: it may have restarted, and nobody finds this node there until it has registered. When
+it is time for what: schedule.py.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
+from pilot.daemon.schedule import Schedule, pause_after
 from pilot.errors import PilotError
 from pilot.wire.address import Address, parse
 
@@ -25,14 +25,7 @@ log = logging.getLogger("pilot.registration")
 START_S = 9.0  # how long the first registration is tried
 START_PAUSE_S = 0.5
 FAILED_HEARTBEATS = 3
-# Between attempts that fail, each of which tries to connect for some seconds; the last one repeats. Short for the first
-# minute: the restart of a registry is soon over.
-AGAIN_S = (0.5, 1.0, 1.0, 1.0, 2.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-SETTLE_S = 0.3  # endpoint changes come in volleys
-BURST, GAP_S = 4, 7.0  # registrations at once, then one per gap: registries count them, 10 a minute
 BEACONS_EVERY_S = 60.0
-FALSE_ALARM_S = 60.0  # for so long a registry that closes connections and yet knows us gets no early heartbeats
-DOUBT_S = (0.1, 2.0)  # after a lost connection to the heartbeat: all nodes of a registry lose theirs at once
 UNKNOWN_NODE = ("not_found", "auth_required")  # the registry does not know us, or not by this key
 
 Reply = Mapping[str, Any]
@@ -120,18 +113,10 @@ class Registration:
         self._email = email
         self._version = version
         self._join = tuple(networks)
-        self._keepalive = keepalive
         self._settled = settled
-        self._stale = asyncio.Event()  # what the registry knows about us is not true any more
-        self._wake = asyncio.Event()  # _stale or _beat_at has changed
-        self._beat_at = math.inf  # loop time before which a heartbeat is due
-        self._doubting = False  # the next heartbeat is early
-        self._calm_until = -math.inf  # loop time; no early heartbeats before
-        self._spent_until = float("-inf")  # each registration spends a gap; BURST - 1 of them may be spent ahead
+        self._schedule = Schedule(keepalive)
         self._beacons_at = float("-inf")
-        self._failures = 0
         self._tells_keys = False  # the registry tells peers our tunnel key
-        self._new_key = False  # and does not know the present one
         self._left = False  # the user took the node out
 
     # ---- life ----
@@ -162,54 +147,28 @@ class Registration:
         """Stays registered, for ever."""
         await self._join_networks()
         while True:
-            await self._due()
+            await self._schedule.due()
             if self._left:
-                self._stale.clear()
-            elif self._stale.is_set():
+                self._schedule.stale = False
+            elif self._schedule.stale:
                 await self._register_again()
-            elif self._new_key:
+            elif self._schedule.new_key:
                 await self._announce_key()
             else:
                 await self._heartbeat()
 
-    async def _due(self) -> None:
-        """Returns when the registry has to be told something, at the latest at the time of the next heartbeat. Sooner while
-        heartbeats fail."""
-        loop = asyncio.get_running_loop()
-        pause = self._keepalive
-        if self._failures:
-            pause = min(pause, AGAIN_S[min(self._failures, len(AGAIN_S)) - 1])
-        self._beat_at = min(self._beat_at, loop.time() + pause)
-        while not (self._stale.is_set() or self._new_key) and (left := self._beat_at - loop.time()) > 0:
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._wake.wait()
-        if self._new_key and not self._stale.is_set():
-            return
-        self._beat_at = math.inf
-        if self._stale.is_set():
-            await asyncio.sleep(SETTLE_S)
-
     def endpoint_changed(self) -> None:
         """The node is to be found elsewhere now: the registry will be told."""
-        self._stale.set()
-        self._wake.set()
+        self._schedule.endpoint_changed()
 
     def key_changed(self) -> None:
         """The node has another tunnel key, or signs it with another identity."""
         if self._tells_keys:
-            self._new_key = True
-            self._wake.set()
+            self._schedule.key_changed()
 
     def doubt(self) -> None:
         """The registry closed a connection."""
-        now = asyncio.get_running_loop().time()
-        if now < self._calm_until:
-            return
-        self._doubting = True
-        self._beat_at = min(self._beat_at, now + random.uniform(*DOUBT_S))
-        self._wake.set()
+        self._schedule.doubt()
 
     def network_changed(self, network: int, *, joined: bool) -> None:
         """The user joined or left a network."""
@@ -264,9 +223,9 @@ class Registration:
 
     async def _register(self) -> None:
         again = self.node_id != 0
-        self._stale.clear()
+        self._schedule.stale = False
         reply = await self._ask(self._enter())
-        self._spent_until = max(self._spent_until, asyncio.get_running_loop().time()) + GAP_S
+        self._schedule.registered()
         self._take(reply)
         self.registered = True
         if again:
@@ -297,7 +256,7 @@ class Registration:
             )
 
     async def _announce_key(self) -> None:
-        self._new_key = False
+        self._schedule.new_key = False
         pila = self._where.announcement() if self._tells_keys else b""
         if pila:
             await self._attempt(self._registry.announce_key(pila), "tunnel key")
@@ -328,20 +287,17 @@ class Registration:
         try:
             reply = await self._ask(self._registry.heartbeat())
         except PilotError as error:
-            self._failures += 1
-            self._doubting = False
+            self._schedule.failed()
+            failures = self._schedule.failures
             unknown = error.code in UNKNOWN_NODE
-            level = logging.INFO if unknown or self._failures > 1 else logging.WARNING
-            log.log(level, "heartbeat failed", extra={"reason": error.message, "failures": self._failures})
-            if unknown or self._failures >= FAILED_HEARTBEATS:
+            level = logging.INFO if unknown or failures > 1 else logging.WARNING
+            log.log(level, "heartbeat failed", extra={"reason": error.message, "failures": failures})
+            if unknown or failures >= FAILED_HEARTBEATS:
                 await self._register_again()
             return
-        if self._failures:
+        if self._schedule.failures:
             log.info("the registry answers again")
-        elif self._doubting:
-            self._calm_until = asyncio.get_running_loop().time() + FALSE_ALARM_S
-        self._doubting = False
-        self._failures = 0
+        self._schedule.answered()
         self.registered = True
         if reply.get("key_expiry_warning") is True:
             log.warning("the identity key expires within a day: pilotctl rotate-key")
@@ -350,11 +306,10 @@ class Registration:
 
     async def _register_again(self) -> None:
         """Until it succeeds, with growing pauses."""
-        loop = asyncio.get_running_loop()
         tries = 0
         while True:
             if not tries:
-                await asyncio.sleep(max(0.0, self._spent_until - (BURST - 1) * GAP_S - loop.time()))
+                await self._schedule.room()
             try:
                 await self._register()
                 break
@@ -364,9 +319,9 @@ class Registration:
                     "registration failed",
                     extra={"reason": error.message},
                 )
-            await asyncio.sleep(AGAIN_S[min(tries, len(AGAIN_S) - 1)])
             tries += 1
-        self._failures = 0
+            await asyncio.sleep(pause_after(tries))
+        self._schedule.failures = 0
 
     async def _ask_beacons(self) -> None:
         self._beacons_at = asyncio.get_running_loop().time()

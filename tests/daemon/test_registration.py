@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from world import until
 
-from pilot.daemon import registration
+from pilot.daemon import registration, schedule
 from pilot.daemon.names import Names
 from pilot.daemon.registration import Registration
 from pilot.daemon.whereabouts import usable_beacon
@@ -117,8 +117,9 @@ class Case:
 
 @pytest.fixture
 async def case(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Case]:
-    for name, value in (("GAP_S", 0.01), ("SETTLE_S", 0.01), ("START_PAUSE_S", 0.01), ("AGAIN_S", (0.01, 0.02))):
-        monkeypatch.setattr(registration, name, value)
+    monkeypatch.setattr(registration, "START_PAUSE_S", 0.01)
+    for name, value in (("GAP_S", 0.01), ("SETTLE_S", 0.01), ("AGAIN_S", (0.01, 0.02))):
+        monkeypatch.setattr(schedule, name, value)
     c = Case()
     yield c
     if c.task:
@@ -171,7 +172,7 @@ async def test_an_outage_of_any_length_ends_in_a_registration(case: Case) -> Non
 
 async def test_a_registry_that_closed_the_connection_hears_of_us_early(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be a new process: nobody would find this node before the next heartbeat."""
-    monkeypatch.setattr(registration, "DOUBT_S", (0.01, 0.02))
+    monkeypatch.setattr(schedule, "DOUBT_S", (0.01, 0.02))
     reg = await case.start(keepalive=3600.0)
     case.registry.faults["heartbeat"] = [DOWN, UNKNOWN]
     reg.doubt()
@@ -181,7 +182,7 @@ async def test_a_registry_that_closed_the_connection_hears_of_us_early(case: Cas
 
 async def test_a_registry_that_closes_every_connection_is_not_asked_for_ever(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some close a connection after each reply: that is no restart, and no reason for one heartbeat after the other."""
-    monkeypatch.setattr(registration, "DOUBT_S", (0.01, 0.02))
+    monkeypatch.setattr(schedule, "DOUBT_S", (0.01, 0.02))
     reg = await case.start(keepalive=3600.0)
     for _ in range(10):
         reg.doubt()
@@ -202,7 +203,7 @@ async def test_a_new_endpoint_is_registered(case: Case) -> None:
 async def test_a_node_that_moves_often_is_found_at_once_but_the_registry_is_spared(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registration, "GAP_S", 0.3)
+    monkeypatch.setattr(schedule, "GAP_S", 0.3)
     reg = await case.start()
     times = []
     for moves in range(2, 7):
