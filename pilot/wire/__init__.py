@@ -3,7 +3,7 @@
 address   virtual and socket addresses                  packet    34-byte packets, SACK, stream options
 frames    PILA, PILK, PILS, PILT, PILP                  keys      session key, replay window
 beacon    datagrams of the beacon                       registry  framing of the registry's TCP port
-ipc       the daemon's local socket: what it sends      services  data exchange, event stream
+ipc       the daemon's local socket: what it sends      services  data exchange, event stream; fields: what both are made of
 ipc_requests, ipc_networks   what its clients send      ipc_frames, ipc_message   what both are made of
 
 Two kinds of parsers. What a datagram may be is asked of functions that return None when it is something else, since

@@ -13,6 +13,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from pilot.wire.errors import WireError
+from pilot.wire.fields import counted, split_counted, u64, utf8
 
 PORT_COUNTER = 9
 PORT_EXCHANGE = 1001
@@ -126,7 +127,7 @@ def check_name(name: str) -> bytes:
 
 def encode_file(name: str, data: bytes) -> bytes:
     """A FILE frame. Raises WireError if the name does not pass `check_name`."""
-    return encode(FrameType.FILE, _counted(check_name(name)) + data)
+    return encode(FrameType.FILE, counted(check_name(name)) + data)
 
 
 def parse_file(payload: bytes) -> tuple[str, bytes]:
@@ -134,8 +135,8 @@ def parse_file(payload: bytes) -> tuple[str, bytes]:
 
     Raises WireError.
     """
-    name, at = _split_counted(payload, "file")
-    return _utf8(name, "file name"), payload[at:]
+    name, at = split_counted(payload, "file")
+    return utf8(name, "file name"), payload[at:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +154,12 @@ class Tagged:
         if self.kind == FrameType.TAGGED or not all(map(_MESSAGE_ID.fullmatch, header.values())):
             raise WireError("message id not allowed")
         raw = json.dumps(header, separators=(",", ":")).encode()
-        return encode(FrameType.TAGGED, _counted(raw) + self.kind.to_bytes(4, "big") + self.payload)
+        return encode(FrameType.TAGGED, counted(raw) + self.kind.to_bytes(4, "big") + self.payload)
 
 
 def parse_tagged(payload: bytes) -> Tagged:
     """From a TAGGED payload; unknown members of its header are ignored. Raises WireError."""
-    raw, at = _split_counted(payload, "tagged")
+    raw, at = split_counted(payload, "tagged")
     if not 1 <= len(raw) <= MAX_TAG_HEADER or len(payload) < at + 4:
         raise WireError("tagged: header of impossible length")
     try:
@@ -260,7 +261,7 @@ class Room(NamedTuple):
 def init_ack(transfer_id: bytes, offset: int, room: Room | None = None) -> bytes:
     """The receiver takes the file from `offset` on. room: as extension behind it, which other senders ignore."""
     extension = _ROOM.pack(_ROOM_MAGIC, _ROOM_VERSION, *room) if room else b""
-    return stream_frame(StreamKind.INIT_ACK, transfer_id, _u64(offset) + extension)
+    return stream_frame(StreamKind.INIT_ACK, transfer_id, u64(offset) + extension)
 
 
 def parse_room(extension: bytes) -> Room | None:
@@ -278,7 +279,7 @@ def chunk_head(transfer_id: bytes, offset: int, size: int) -> bytes:
 
 def ack(transfer_id: bytes, offset: int) -> bytes:
     """The receiver has everything before `offset`."""
-    return stream_frame(StreamKind.ACK, transfer_id, _u64(offset))
+    return stream_frame(StreamKind.ACK, transfer_id, u64(offset))
 
 
 def done(transfer_id: bytes) -> bytes:
@@ -324,7 +325,7 @@ def _parse_init(body: bytes) -> Init:
     raw = body[_INIT.size : _INIT.size + name_size]
     if len(raw) < name_size:
         raise WireError("file transfer: short INIT")
-    name = _utf8(raw, "file name")
+    name = utf8(raw, "file name")
     check_name(name)
     return Init(size, sha256, name, chunk_size)
 
@@ -349,7 +350,7 @@ def encode_event(topic: str, data: bytes = b"") -> bytes:
         raise WireError(f"a topic has 1 to {MAX_TOPIC} bytes, this one {len(raw)}")
     if len(data) > MAX_EVENT:
         raise WireError(f"an event carries at most {MAX_EVENT} bytes, not {len(data)}")
-    return _counted(raw) + len(data).to_bytes(4, "big") + data
+    return counted(raw) + len(data).to_bytes(4, "big") + data
 
 
 class EventReader:
@@ -383,29 +384,3 @@ class EventReader:
             at = end
         del buffer[:at]
         return events
-
-
-def _counted(raw: bytes) -> bytes:
-    return len(raw).to_bytes(2, "big") + raw
-
-
-def _split_counted(payload: bytes, what: str) -> tuple[bytes, int]:
-    """The bytes behind a 2-byte length, and where they end."""
-    end = 2 + int.from_bytes(payload[:2], "big")
-    if len(payload) < max(2, end):
-        raise WireError(f"{what}: short")
-    return payload[2:end], end
-
-
-def _utf8(raw: bytes, what: str) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        raise WireError(f"{what} is not UTF-8") from None
-
-
-def _u64(value: int) -> bytes:
-    try:
-        return value.to_bytes(8, "big")
-    except OverflowError:
-        raise WireError("offset out of range") from None
