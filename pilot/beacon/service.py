@@ -142,8 +142,9 @@ class Beacon:
             await self._peers.close()
             self._peers = None
         if self._relay is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._relay.stop)
+            relay = [self._relay]  # its sockets close with the last reference: a worker thread keeps its own a little longer
             self._relay = None
+            await asyncio.get_running_loop().run_in_executor(None, lambda: relay.pop().stop())
 
     # What the registry tells
 

@@ -113,6 +113,7 @@ class WssServer:
         asyncio.get_running_loop().remove_reader(self._relay.hand_fd)
         for node in list(self._by_node):
             self._detach(node)
+        self._relay = None
 
     # For sessions
 

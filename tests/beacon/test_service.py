@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from pilot.beacon import Announcement, Beacon, BeaconConfig
 from pilot.beacon import peers as peers_module
 from pilot.beacon.notify import Notifier
 from pilot.beacon.peers import Peers, listed
+from pilot.beacon.wss import WssConfig, WssServer
 from pilot.errors import PilotError
 from pilot.registry.server import RegistryServer
 from pilot.registry.store import MemoryStore
@@ -310,6 +312,28 @@ async def test_nothing_is_served_before_the_start_and_after_the_stop() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.bind(at)  # the port is free again
     node.close()
+
+
+async def test_the_port_is_free_when_stop_returns() -> None:
+    class Executor(ThreadPoolExecutor):
+        """Remembers what it did a little longer than others do."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            done.append(fn)
+            return super().submit(fn, *args, **kwargs)
+
+    async def nobody(_node: int) -> None:
+        return None
+
+    done: list[Callable[..., Any]] = []
+    asyncio.get_running_loop().set_default_executor(Executor())
+    beacon = Beacon(BeaconConfig(bind=LOCAL))
+    beacon.wss = WssServer(WssConfig(LOCAL), nobody)
+    at = await beacon.start()
+    await beacon.stop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(at)
+    assert done
 
 
 async def test_garbage_does_not_stop_the_beacon(start: Start) -> None:
