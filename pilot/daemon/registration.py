@@ -149,7 +149,7 @@ class Registration:
         while True:
             await self._schedule.due()
             if self._left:
-                self._schedule.stale = False
+                self._schedule.stale = self._schedule.new_key = False
             elif self._schedule.stale:
                 await self._register_again()
             elif self._schedule.new_key:

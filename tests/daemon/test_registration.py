@@ -233,6 +233,17 @@ async def test_a_node_the_user_took_out_stays_out(case: Case) -> None:
     assert case.registry.asked[count:] == [] and not reg.registered
 
 
+async def test_a_new_key_of_a_node_that_was_taken_out_stops_nothing(case: Case) -> None:
+    """After `deregister` and `rotate-key` the daemon answered nobody: it tried to tell the key, for ever, without pause."""
+    case.registry.register_reply["announce_key"] = True
+    reg = await case.start()
+    await reg.deregister()
+    count = len(case.registry.asked)
+    reg.key_changed()
+    await asyncio.sleep(0.1)
+    assert case.registry.asked[count:] == [] and case.task and not case.task.done()
+
+
 async def test_start_fails_with_the_registrys_reason(case: Case) -> None:
     case.registry.faults["register"] = [PilotError("invalid_argument", "invalid public key", "hint")]
     with pytest.raises(PilotError, match="registration failed: invalid public key") as e:
