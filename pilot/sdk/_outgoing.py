@@ -43,6 +43,5 @@ class Outgoing:
         return True
 
     def keep(self) -> None:
-        """The caller takes his bytes back: what is left of them is copied."""
-        if self._rest:
-            self._rest = memoryview(bytes(self._rest))
+        """The caller takes his bytes back, and may resize what holds them: what is left is copied."""
+        self._rest = memoryview(bytes(self._rest))

@@ -387,3 +387,28 @@ def test_a_write_that_timed_out_keeps_its_bytes(path: Path) -> None:
         conn.write(b"end", 10)
         assert conn.read_exactly(3, 10) == b"all"
         assert all(set(f[4:]) == {ord("a")} for f in frames[:-1])
+
+
+def test_buffers_belong_to_the_caller_again_after_each_call(path: Path) -> None:
+    """No view of them stays behind: they can be resized."""
+    echoed = frame(RECV, ident(1) + bytes(100_000))
+
+    def script(peer: Peer) -> None:
+        peer.frame()
+        peer.send(frame(0x04, ident(1)))
+        for _ in range(2):
+            peer.frame()
+            peer.send(echoed, echoed)
+        peer.frame()
+
+    with Scripted(path, script) as d, LocalClient(d.path) as c:
+        conn = c.dial_addr(PEER, 7)
+        for write in (conn.write, conn.try_write):
+            data = bytearray(50_000)
+            assert write(data) == 50_000
+            data.clear()
+            got = 0
+            while got < 200_000:
+                buffer = bytearray(1 << 20)
+                got += conn.recv_into(buffer, 10)
+                buffer.clear()
