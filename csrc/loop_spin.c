@@ -3,7 +3,8 @@
  * that moved few bytes and came soon. One wait in vain ends it. Every look gives the processor to whoever else wants it.
  *
  * In a conversation the data thread also asks for a short slice of time: its share stays what it is, but who asks for less at once is served
- * sooner (Linux 6.12; older ones take no notice), and what another thread of this processor has to do comes after the answer. In bulk that costs more than it gives. */
+ * sooner (Linux 6.12; older ones take no notice), and what another thread of this processor has to do comes after the answer. Not in bulk,
+ * where more switches would gain nothing. */
 #include "loop_internal.h"
 
 #include <poll.h>
