@@ -47,7 +47,7 @@ pl_engine *pl_engine_new(const pl_engine_cfg *cfg, pl_tx *tx, uint64_t now_ns) {
   e->cfg = *cfg;
   if (e->cfg.max_segment < PL_SEGMENT_BASE) e->cfg.max_segment = PL_SEGMENT_BASE;
   if (e->cfg.max_segment > 65000) e->cfg.max_segment = 65000;
-  e->budget.limit = PL_MEMORY;
+  e->budget = (pl_budget){.limit = PL_MEMORY, .spares = &e->spares};
   if (!e->cfg.stream.budget) e->cfg.stream.budget = &e->budget;
   e->tx = tx;
   e->now_ns = now_ns;
@@ -112,6 +112,7 @@ void pl_engine_free(pl_engine *e) {
     e->ev_head = next;
   }
   for (unsigned i = 0; e->graves && i < PL_GRAVES; i++) pl_replay_free(&e->graves[i].replay);
+  pl_spares_free(&e->spares);
   free(e->graves);
   free(e->early);
   free(e->frame_buckets);

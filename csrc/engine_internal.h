@@ -195,6 +195,7 @@ typedef struct pl_bucket {
 struct pl_engine {
   pl_engine_cfg cfg;
   pl_budget budget;
+  pl_spares spares;
   pl_tx *tx;
   pl_wheel *wheel;
   uint64_t now_ns;

@@ -19,11 +19,21 @@
 
 typedef struct pl_stream pl_stream;
 
+/* Buffers of the smallest size, kept for the next stream: their pages are there and warm, which fresh memory has to be made, page by page,
+ * and short streams that leave a record behind would scatter them. */
+#define PL_SPARES 64u
+typedef struct pl_spares {
+  unsigned n;
+  uint8_t *p[PL_SPARES];
+} pl_spares;
+void pl_spares_free(pl_spares *k);
+
 /* Memory shared by the streams of a peer, and through `parent` by those of all peers. Streams add what their buffers hold; advertised
  * windows shrink as `used` nears `limit`, so that peers cannot make the process grow without bound. */
 typedef struct pl_budget {
   uint64_t used, limit;
   struct pl_budget *parent; /* what is used here counts there too; NULL = none */
+  pl_spares *spares;        /* NULL = none are kept */
   uint32_t senders;         /* of the streams: have bytes that are not acknowledged */
 } pl_budget;
 static inline void pl_budget_take(pl_budget *b, uint64_t bytes) {

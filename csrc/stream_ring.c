@@ -6,6 +6,23 @@
 /* Below this size growth ignores the budget: a stream must be able to move at all. */
 #define RING_ALWAYS 65536u
 
+void pl_spares_free(pl_spares *k) {
+  while (k->n) free(k->p[--k->n]);
+}
+
+static uint8_t *take(uint64_t cap, const pl_budget *budget) {
+  pl_spares *k = budget ? budget->spares : NULL;
+  return cap == PL_RING_MIN && k && k->n ? k->p[--k->n] : malloc((size_t)cap);
+}
+
+static void give(uint8_t *p, uint32_t cap, const pl_budget *budget) {
+  pl_spares *k = budget ? budget->spares : NULL;
+  if (cap == PL_RING_MIN && k && k->n < PL_SPARES)
+    k->p[k->n++] = p;
+  else
+    free(p);
+}
+
 int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need, uint64_t hard, pl_budget *budget) {
   if (need <= r->cap) return PL_OK;
   if (need > hard) return PL_ELIMIT;
@@ -14,7 +31,7 @@ int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need
   if (cap > 1u << 30) return PL_ELIMIT;
   uint64_t more = cap - r->cap;
   if (cap > RING_ALWAYS && more > pl_budget_left(budget)) return PL_ELIMIT;
-  uint8_t *p = malloc((size_t)cap);
+  uint8_t *p = take(cap, budget);
   if (!p) return PL_ENOMEM;
   if (to > from) {
     const uint8_t *span[2];
@@ -23,7 +40,7 @@ int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need
     memcpy(p, span[0], len[0]);
     if (n > 1) memcpy(p + len[0], span[1], len[1]);
   }
-  free(r->p);
+  give(r->p, r->cap, budget);
   r->p = p;
   r->cap = (uint32_t)cap;
   r->base = from;
@@ -33,7 +50,7 @@ int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need
 
 void pl_byte_ring_release(pl_byte_ring *r, pl_budget *budget) {
   if (!r->cap) return;
-  free(r->p);
+  give(r->p, r->cap, budget);
   pl_budget_give(budget, r->cap);
   r->p = NULL;
   r->cap = 0;

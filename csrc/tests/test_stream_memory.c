@@ -120,7 +120,35 @@ static void short_of_memory(void) {
   sim_free(&m);
 }
 
+/* Small buffers of streams that went serve the next ones, so many; large ones are not kept. */
+static void spare_buffers(void) {
+  static const uint8_t data[4 * 16384];
+  pl_stream_cfg c = cfg();
+  pl_spares kept = {0};
+  budget.spares = &kept;
+  for (unsigned i = 0; i < 3; i++) {
+    pl_stream *s = opened(&c, S);
+    CHECK(kept.n == (i ? 1 : 0) && pl_stream_write(s, data, 1) == 1 && kept.n == 0);
+    done(s);
+    CHECK(kept.n == 1);
+  }
+  pl_stream *s[PL_SPARES + 6];
+  for (unsigned i = 0; i < PL_SPARES + 6; i++) {
+    s[i] = opened(&c, S);
+    CHECK(pl_stream_write(s[i], data, 1) == 1);
+  }
+  for (unsigned i = 0; i < PL_SPARES + 6; i++) pl_stream_free(s[i]);
+  CHECK(budget.used == 0 && kept.n == PL_SPARES);
+  s[0] = opened(&c, S);
+  CHECK(pl_stream_write(s[0], data, sizeof data) == sizeof data);
+  done(s[0]);
+  CHECK(kept.n == PL_SPARES);
+  pl_spares_free(&kept);
+  CHECK(kept.n == 0);
+}
+
 int main(void) {
+  spare_buffers();
   idle_memory();
   slow_reader(true);
   slow_reader(false);

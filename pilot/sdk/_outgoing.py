@@ -28,7 +28,7 @@ class Outgoing:
             return False
         if sent < len(head):
             self._rest = memoryview(head[sent:] + bytes(body))
-        else:
+        elif sent < len(head) + len(body):
             self._rest = memoryview(body)[sent - len(head) :]
         return True
 
@@ -44,4 +44,5 @@ class Outgoing:
 
     def keep(self) -> None:
         """The caller takes his bytes back, and may resize what holds them: what is left is copied."""
-        self._rest = memoryview(bytes(self._rest))
+        if self._rest:
+            self._rest = memoryview(bytes(self._rest))

@@ -239,7 +239,7 @@ class Router:
 
     def heavier_than(self, limit: int) -> Stream | None:
         """A stream with more than `limit` (at least SOFT_LIMIT) bytes unread, if there is one."""
-        for conn_id, stream in list(self._heavy.items()):
+        for conn_id, stream in list(self._heavy.items()) if self._heavy else ():
             if stream.cost <= SOFT_LIMIT or conn_id not in self.streams:
                 del self._heavy[conn_id]
             elif stream.cost > limit:

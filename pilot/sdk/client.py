@@ -21,6 +21,7 @@ from typing import Any
 
 from pilot.errors import PilotError
 from pilot.sdk._faults import disconnected, from_daemon, not_running, timed_out
+from pilot.sdk._gate import Gate
 from pilot.sdk._outgoing import Outgoing
 from pilot.sdk._router import HARD_LIMIT, LARGE, SOFT_LIMIT, AcceptQueue, DatagramQueue, Router, Stream
 from pilot.sdk._services import Services
@@ -62,8 +63,10 @@ class LocalClient(Services):
             self._sock.close()
             raise not_running(self.path, e) from None
         self._router = Router()
-        self._cond = threading.Condition(threading.Lock())  # guards the router and `_reading`
+        self._gate = Gate()
+        self._lock = self._gate.lock  # guards the router and `_reading`
         self._reading = False  # some thread reads the socket
+        self._plenty = False  # the last read brought all that was asked for, or much: there may be more
         self._failed: PilotError | None = None
         self._out = Outgoing(self._sock)
         self._request_lock = threading.Lock()
@@ -86,18 +89,18 @@ class LocalClient(Services):
         """A stream to a port of an address; returns when the peer accepted."""
         body = self._call(rq.Dial(to, port), timeout)
         conn_id = int.from_bytes(body[:4], "big")
-        with self._cond:
+        with self._lock:
             return Connection(self, self._router.streams[conn_id], to, port)
 
     def listen(self, port: int, timeout: float | None = DIAL_TIMEOUT) -> Listener:
         """Binds a port. Raises PilotError(already_exists)."""
         self._call(rq.Bind(port), timeout)
-        with self._cond:
+        with self._lock:
             return Listener(self, self._router.listen(port))
 
     def datagrams(self, port: int) -> DatagramPort:
         """Datagrams for a port; no bind is needed. Those that came before this call are lost."""
-        with self._cond:
+        with self._lock:
             queue = self._router.datagrams.setdefault(port, DatagramQueue(port))
         return DatagramPort(self, queue)
 
@@ -119,14 +122,14 @@ class LocalClient(Services):
 
     def close(self) -> None:
         """Closes the socket: the daemon ends all streams and releases all ports. Safe to call twice."""
-        with self._cond:
+        with self._lock:
             if self._failed is None:
                 self._failed = PilotError("invalid_argument", "the client is closed")
             with suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that polls
-            self._cond.notify_all()
+            self._gate.wake()
             while self._reading:  # its descriptor must not be reused under it
-                self._cond.wait(1.0)
+                self._gate.sleep(1.0)
         self._sock.close()
 
     def __enter__(self) -> LocalClient:
@@ -147,7 +150,7 @@ class LocalClient(Services):
         try:
             if self._late is not None:
                 self._drop_late_reply(deadline, request.label, seconds)
-            with self._cond:
+            with self._lock:
                 self._router.begin(request.reply)
             self._write(frame, b"", deadline, request.label, request)
             code, body = self._await_reply(deadline, request.label, seconds)
@@ -159,7 +162,7 @@ class LocalClient(Services):
 
     def _await_reply(self, deadline: float, label: str, seconds: float) -> tuple[int, bytes]:
         """The reply of the request in flight."""
-        with self._cond:
+        with self._lock:
             router = self._router
             while router.reply is None:
                 if self._failed is not None:
@@ -168,7 +171,7 @@ class LocalClient(Services):
                 if rest <= 0:
                     raise timed_out(label, seconds)
                 if self._reading:
-                    self._cond.wait(rest)
+                    self._gate.sleep(rest)
                 else:
                     self._read_as_leader(rest, False)
             reply, router.reply = router.reply, None
@@ -184,7 +187,7 @@ class LocalClient(Services):
         if code == Cmd.DIAL_OK:
             self._close_stream(self._router.streams[int.from_bytes(body[:4], "big")])
         elif code == Cmd.BIND_OK:  # the port stays bound until the client closes; who comes is turned away
-            with self._cond:
+            with self._lock:
                 self._router.accepts.pop(int.from_bytes(body[:2], "big"), None)
 
     # ---- waiting and reading ----
@@ -196,7 +199,7 @@ class LocalClient(Services):
         and where they are wanted; returns how many were put there, then without being `ready`."""
         deadline = None if timeout is None else monotonic() + timeout
         direct = 0
-        with self._cond:
+        with self._lock:
             while not direct and not ready():
                 if self._failed is not None:
                     raise self._failure(label)
@@ -204,7 +207,7 @@ class LocalClient(Services):
                 if rest is not None and rest <= 0:
                     raise timed_out(label, timeout or 0.0)
                 if self._reading:
-                    self._cond.wait(rest)
+                    self._gate.sleep(rest)
                 else:
                     direct = self._read_as_leader(rest, into=into)
         if self._router.refused:
@@ -230,31 +233,38 @@ class LocalClient(Services):
         self._guard_memory()
         self._reading = True
         targets, room = self._router.targets(*into) if into else ([self._router.get_buffer()], 0)
-        self._cond.release()
-        count, ended = -1, False
+        self._lock.release()
+        count = -1
         try:
-            if at_once:
-                with suppress(BlockingIOError):
-                    count = self._sock.recvmsg_into(targets)[0]
+            if at_once and self._plenty:
+                count = self._receive(targets)
             if count < 0:
                 poll = self._read_both if self._out else self._read_in
                 for _, events in poll.poll(None if timeout is None else timeout * 1000):
                     if events & ~select.POLLOUT:
-                        with suppress(BlockingIOError):
-                            count = self._sock.recvmsg_into(targets)[0]
+                        count = self._receive(targets)
                 if self._out:
                     self._flush_unless_busy()
-            ended = count == 0
         except OSError:
-            ended = True
+            count = 0
         finally:
-            self._cond.acquire()
+            self._lock.acquire()
             self._reading = False
-            self._cond.notify_all()
-        direct = min(max(count, 0), room)
+            self._gate.wake()
+        if count < 0:
+            return 0
+        self._plenty = count >= LARGE or count == len(targets[0])
+        direct = min(count, room)
         self._router.bypassed(direct)
-        self._took(max(count, 0) - direct, ended)
+        self._took(count - direct, not count)
         return direct
+
+    def _receive(self, targets: list[memoryview]) -> int:
+        """What the socket has, -1 if nothing. Raises OSError."""
+        try:
+            return self._sock.recvmsg_into(targets)[0] if len(targets) > 1 else self._sock.recv_into(targets[0])
+        except BlockingIOError:
+            return -1
 
     def _poller(self, events: int) -> select.poll:
         poll = select.poll()
@@ -275,7 +285,7 @@ class LocalClient(Services):
 
     def _pump_ready(self) -> None:
         """Reads what the socket has, without waiting, unless another thread reads."""
-        with self._cond:
+        with self._lock:
             if not self._reading and self._failed is None:
                 self._guard_memory()
                 try:
@@ -285,7 +295,7 @@ class LocalClient(Services):
                 except OSError:
                     count = 0
                 self._took(count, count == 0)
-                self._cond.notify_all()
+                self._gate.wake()
         self._close_refused()
 
     def _guard_memory(self) -> None:
@@ -311,16 +321,19 @@ class LocalClient(Services):
         """Writes one frame, reading meanwhile so that a daemon blocked on us can go on. Returns when it is
         with the kernel. Raises timeout; a frame that was begun then goes out before the next one. request: what it is if a
         reply to it will come."""
-        with self._out.lock:
+        out = self._out
+        with out.lock:
             try:
-                while not self._send(lambda: self._out.begin(head, body), label):
+                while not out.begin(head, body):
                     self._sleep_blocked(deadline, label)
                 if request is not None:
                     self._late = request  # from here on the reply comes, wanted or not
-                while self._out and not self._send(self._out.flush, label):
+                while out and not out.flush():
                     self._sleep_blocked(deadline, label)
+            except OSError:
+                raise self._broken_pipe(label) from None
             finally:
-                self._out.keep()
+                out.keep()
 
     def _try_write(self, head: bytes, body: bytes | memoryview) -> bool:
         with self._out.lock:
@@ -348,7 +361,7 @@ class LocalClient(Services):
         rest = 1.0 if deadline is None else deadline - monotonic()
         if rest <= 0:
             raise PilotError("timeout", f"{label}: the daemon takes no more data", "", True)
-        with self._cond:
+        with self._lock:
             read = not self._reading and self._router.heavier_than(SOFT_LIMIT) is None
         poll = self._write_both if read else self._write_out
         for _, events in poll.poll(min(rest, 1.0) * 1000):
@@ -358,25 +371,25 @@ class LocalClient(Services):
             raise self._failure(label)
 
     def _broken_pipe(self, label: str) -> PilotError:
-        with self._cond:
+        with self._lock:
             self._failed = self._failed or disconnected(label)
-            self._cond.notify_all()
+            self._gate.wake()
             return self._failure(label)
 
     # ---- closing ----
 
     def _close_stream(self, stream: Stream) -> None:
-        with self._cond:
+        with self._lock:
             self._router.forget(stream.conn_id)
             stream.parts.clear()
             stream.size = 0
-            self._cond.notify_all()
+            self._gate.wake()
             gone = self._failed is not None
         if not gone:
             self._write(rq.Close(stream.conn_id).frame(), b"", monotonic() + 30.0, "close")
 
     def _close_listener(self, queue: AcceptQueue) -> None:
-        with self._cond:
+        with self._lock:
             self._router.accepts.pop(queue.port, None)
             waiting = [item.stream for item in queue.items]
             queue.items.clear()
@@ -392,7 +405,7 @@ class LocalClient(Services):
     def _close_refused(self) -> None:
         """Ends connections that found an accept queue full."""
         while self._router.refused:
-            with self._cond:
+            with self._lock:
                 conn_id = self._router.refused.pop() if self._router.refused else None
             if conn_id is not None:
                 self._write(rq.Close(conn_id).frame(), b"", monotonic() + 30.0, "close")

@@ -49,7 +49,7 @@ class Connection:
         Raises PilotError: timeout; not_running if the daemon went away.
         """
         self._client._wait_stream(self, timeout)
-        with self._client._cond:
+        with self._client._lock:
             return self._stream.take(limit)
 
     def recv_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
@@ -59,7 +59,7 @@ class Connection:
             return 0
         if count := self._client._wait_stream(self, timeout, view):
             return count
-        with self._client._cond:
+        with self._client._lock:
             return self._stream.take_into(view)
 
     def read_exactly(self, count: int, timeout: float | None = None) -> bytes:
@@ -103,7 +103,7 @@ class Connection:
         """At most `limit` bytes of what has arrived, without waiting. b"": nothing, or the end (`ended`)."""
         self._open()
         self._client._pump_ready()
-        with self._client._cond:
+        with self._client._lock:
             return self._stream.take(limit)
 
     @property
@@ -152,7 +152,7 @@ class Listener:
         if self.closed:
             raise PilotError("invalid_argument", "the listener is closed")
         self._client._wait(lambda: bool(self._queue.items), timeout, "accept")
-        with self._client._cond:
+        with self._client._lock:
             stream, remote, port = self._queue.items.popleft()
         return Connection(self._client, stream, remote, port)
 
@@ -189,7 +189,7 @@ class DatagramPort:
     def receive(self, timeout: float | None = None) -> Datagram:
         """The next datagram. Raises PilotError(timeout)."""
         self._client._wait(lambda: bool(self._queue.items), timeout, "receive")
-        with self._client._cond:
+        with self._client._lock:
             return Datagram(*self._queue.items.popleft())
 
     def __iter__(self) -> Iterator[Datagram]:

@@ -6,6 +6,7 @@ is the text of its Error frame, word for word as other daemons say it, since cli
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ from pilot.wire.ipc_message import (
 MAX_TAGS = 3
 WAIT_MAX_MS = 30_000
 
+_DIAL = struct.Struct(">IBHIH").pack
+_CLOSE = struct.Struct(">IBI").pack
+
 # ---- streams and datagrams ----
 
 
@@ -58,6 +62,12 @@ class Dial(Request):
     address: Address
     port: int
 
+    def frame(self) -> bytes:
+        try:
+            return _DIAL(9, Cmd.DIAL, *self.address, self.port)  # a dial waits for it
+        except (struct.error, TypeError):
+            return super().frame()  # which says what is wrong
+
 
 class Send(Request):
     """Stream bytes, at most MAX_SEND. No reply."""
@@ -72,6 +82,12 @@ class Close(Request):
 
     code, label, layout, short = Cmd.CLOSE, "close", (U32,), "close: missing conn_id"
     conn_id: int
+
+    def frame(self) -> bytes:
+        try:
+            return _CLOSE(5, Cmd.CLOSE, self.conn_id)
+        except struct.error:
+            return super().frame()
 
 
 class SendTo(Request):
