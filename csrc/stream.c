@@ -147,7 +147,9 @@ static void enter_time_wait(pl_stream *s, uint64_t now) {
     if (i != PL_T_TRIM) s->at[i] = PL_NEVER;
   s->at[PL_T_WAIT] = later(now, s->cfg.time_wait_ns);
   s->fin_due = false;
-  pl_stream_trim_later(s, now);
+  pl_send_trim(s);
+  pl_recv_trim(s);
+  pl_stream_trim_later(s, now); /* what is still to be read */
 }
 
 void pl_stream_try_fin(pl_stream *s, uint64_t now) {

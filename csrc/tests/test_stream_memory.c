@@ -147,8 +147,31 @@ static void spare_buffers(void) {
   CHECK(kept.n == 0);
 }
 
+/* What is left of a stream that has ended both ways holds no buffers: at once, or when the rest is read. */
+static void ended_memory(void) {
+  for (unsigned unread = 0; unread < 2; unread++) {
+    pl_stream_cfg c = cfg();
+    pl_stream *s = opened(&c, S);
+    CHECK(pl_stream_write(s, (const uint8_t *)"ping", 4) == 4);
+    CHECK(only(s, S).seq == 1001);
+    give(s, PL_FLAG_ACK, 1, 1005, 512, "pong", 4, S);
+    if (!unread) pl_stream_consume(s, 4, S);
+    pl_stream_close(s, S);
+    pl_stream_out o;
+    while (pl_stream_next(s, S, &o)) CHECK(o.n1 == 0);
+    give(s, PL_FLAG_FIN | PL_FLAG_ACK, 5, 1006, 512, NULL, 0, S);
+    pl_stream_info in;
+    pl_stream_get_info(s, &in);
+    CHECK(in.state == PL_ST_TIME_WAIT && (budget.used > 16384) == unread);
+    if (unread) pl_stream_consume(s, 4, S);
+    CHECK(pl_stream_tick(s, 2 * S) == 0 && budget.used < 4096);
+    done(s);
+  }
+}
+
 int main(void) {
   spare_buffers();
+  ended_memory();
   idle_memory();
   slow_reader(true);
   slow_reader(false);
