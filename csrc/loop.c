@@ -179,7 +179,7 @@ static void *run(void *arg) {
   for (;;) {
     if ((awake > 0) != brisk) pl_spin_slice(brisk = !brisk);
     uint64_t begin = pl_loop_clock_ns();
-    if (awake) pl_spin_on(l->epoll_fd, pl_min64(until, begin + awake));
+    if (awake) pl_spin_on(&spin, l->epoll_fd, pl_min64(until, begin + awake));
     int n = wait_for(l, ev, until);
     uint64_t waited = pl_loop_clock_ns() - begin;
     pl_loop_enter(l);

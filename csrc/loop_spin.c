@@ -53,14 +53,13 @@ static long given_away(void) {
   return getrusage(RUSAGE_THREAD, &r) == 0 ? r.ru_nivcsw : 0;
 }
 
-void pl_spin_on(int fd, uint64_t until_ns) {
+void pl_spin_on(pl_spin *s, int fd, uint64_t until_ns) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
-  long before = 0;
-  for (unsigned n = 1; poll(&p, 1, 0) == 0 && pl_loop_clock_ns() < until_ns; n++) {
+  while (poll(&p, 1, 0) == 0 && pl_loop_clock_ns() < until_ns) {
+    if (!s->looks) s->given = given_away();
     sched_yield();
-    if (n % SPIN_LOOK) continue;
-    long now = given_away();
-    if (n > SPIN_LOOK && now - before >= SPIN_CROWDED) return;
-    before = now;
+    if (++s->looks < SPIN_LOOK) continue;
+    s->looks = 0; /* a wait is often shorter than so many looks: they count from one to the next */
+    if (given_away() - s->given >= SPIN_CROWDED) return;
   }
 }

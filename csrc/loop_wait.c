@@ -111,6 +111,7 @@ static int64_t lead(pl_loop *l, uint32_t conn, uint8_t *buf, size_t cap, uint64_
   int set = pl_engine_wait(l->engine, conn, PL_WAIT_READ, &w);
   if (set < 0) return set;
   l->leading = true;
+  l->lead_spin.looks = 0; /* another thread than the last one, perhaps */
   while (r == PL_EAGAIN && now < end && !l->stop) {
     take_lease(l, now);
     pl_loop_settle(l);
@@ -119,7 +120,7 @@ static int64_t lead(pl_loop *l, uint32_t conn, uint8_t *buf, size_t cap, uint64_
     struct pollfd p = {.fd = l->udp.fd, .events = POLLIN};
     bool more = l->udp.more;
     pl_loop_leave(l);
-    if (awake && !more) pl_spin_on(l->udp.fd, pl_min64(at, begin + awake));
+    if (awake && !more) pl_spin_on(&l->lead_spin, l->udp.fd, pl_min64(at, begin + awake));
     now = pl_loop_clock_ns();
     struct timespec left = to_timespec(at > now ? at - now : 0);
     int n = more ? 1 : ppoll(&p, 1, &left, NULL);

@@ -10,11 +10,25 @@
 /* Two that wait awake on one processor: neither does so to the end, for each would keep the other from it. */
 static void *spin_in_vain(void *arg) {
   int *fds = arg;
-  pl_spin_on(fds[0], pl_loop_clock_ns() + LIMIT_S * PL_NS_PER_S);
+  pl_spin s = {0};
+  pl_spin_on(&s, fds[0], pl_loop_clock_ns() + LIMIT_S * PL_NS_PER_S);
   return NULL;
 }
 
-static void test_crowded(void) {
+/* Nor when each single wait is too short to tell. */
+static void *spin_shortly(void *arg) {
+  int *fds = arg;
+  pl_spin s = {0};
+  uint64_t end = pl_loop_clock_ns() + LIMIT_S * PL_NS_PER_S, until;
+  do {
+    until = pl_loop_clock_ns() + 10 * PL_NS_PER_US;
+    pl_spin_on(&s, fds[0], until);
+  } while (pl_loop_clock_ns() >= until && until < end);
+  CHECK(until < end);
+  return NULL;
+}
+
+static void test_crowded(void *(*spin)(void *)) {
   cpu_set_t old, one;
   CHECK(sched_getaffinity(0, sizeof old, &old) == 0);
   CPU_ZERO(&one);
@@ -25,8 +39,8 @@ static void test_crowded(void) {
   CHECK(pipe(fds) == 0);
   uint64_t start = pl_loop_clock_ns();
   pthread_t other;
-  CHECK(pthread_create(&other, NULL, spin_in_vain, fds) == 0);
-  spin_in_vain(fds);
+  CHECK(pthread_create(&other, NULL, spin, fds) == 0);
+  spin(fds);
   CHECK(pl_loop_clock_ns() - start < LIMIT_S * PL_NS_PER_S);
   CHECK(write(fds[1], "x", 1) == 1); /* the other is alone now */
   CHECK(pthread_join(other, NULL) == 0 && sched_setaffinity(0, sizeof old, &old) == 0);
@@ -72,17 +86,18 @@ static void test_spin(void) {
   int fds[2];
   CHECK(pipe(fds) == 0);
   uint64_t start = pl_loop_clock_ns();
-  pl_spin_on(fds[0], start + PL_NS_PER_MS);
+  pl_spin_on(&s, fds[0], start + PL_NS_PER_MS);
   CHECK(pl_loop_clock_ns() - start >= PL_NS_PER_MS);
   CHECK(write(fds[1], "x", 1) == 1);
-  pl_spin_on(fds[0], PL_NEVER);
+  pl_spin_on(&s, fds[0], PL_NEVER);
   close(fds[0]);
   close(fds[1]);
 }
 
 int main(void) {
   test_spin();
-  test_crowded();
+  test_crowded(spin_in_vain);
+  test_crowded(spin_shortly);
   printf("test_loop_spin: ok\n");
   return 0;
 }
