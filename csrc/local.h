@@ -48,8 +48,12 @@ int pl_local_serve(pl_local *l, int listen_fd);
 
 void pl_local_on_accept(pl_local *l, uint64_t now_ns);
 void pl_local_on_client(pl_local *l, uint32_t client, uint32_t epoll_events, uint64_t now_ns);
-/* Moves what can be moved between streams and clients; call after engine input, commands and client events, before the flush. */
-void pl_local_pump(pl_local *l, uint64_t now_ns);
+/* Moves what can be moved between streams and clients; call after engine input, commands and client events, before the flush. True if
+ * clients were told something and said nothing. */
+bool pl_local_pump(pl_local *l, uint64_t now_ns);
+/* Whether the data thread waits awake, for an answer that is expected at once. Then what nobody waits for goes with what comes next: a Close
+ * with the client's next word (it is often a dial), and the CloseOK that it asked for with the next frame it is sent. */
+void pl_local_brisk(pl_local *l, bool brisk);
 /* When pl_local_pump has to be called again at the latest; 0 = at once. */
 uint64_t pl_local_deadline(const pl_local *l);
 

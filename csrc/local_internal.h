@@ -29,6 +29,8 @@
 #define PL_TAKEN_BYTES (4u << 20)   /* ... before the client is not read any more */
 #define PL_DIALS 4096u              /* connections and dials of a client; beyond, it is not read until some are answered */
 #define PL_SLOW_NS (10 * PL_NS_PER_S)
+#define PL_HOLD_NS (30 * PL_NS_PER_US)      /* in a conversation a Close waits so long for what the client says next, */
+#define PL_PATIENCE_NS (200 * PL_NS_PER_US) /* and its CloseOK for what the client is told next */
 
 struct pl_client;
 
@@ -68,6 +70,7 @@ typedef struct pl_client {
   uint32_t send_conn;  /* whose they are; 0 = nobody's, discard */
   bool blocked;        /* that stream has no room */
   bool bulk;           /* the last Send frame was a large one: heads are read alone */
+  bool held;           /* a Close at the head of the stage was held back */
   uint32_t taken;      /* CLIENT_FRAME events in the queue, and their bytes */
   uint64_t taken_bytes;
 
@@ -103,6 +106,10 @@ struct pl_local {
   pl_client *head;
   pl_client *work_head, *work_tail;
   pl_client *stall_head, *stall_tail; /* oldest first */
+  bool brisk;
+  bool told;                    /* a client was written to in this pump */
+  pl_client *holder, *patient;  /* whose Close is held back, and who will be told of its own later; one each, as a conversation has */
+  uint64_t hold_ns, patient_ns; /* until when */
   pl_local_stats st;
 };
 

@@ -11,6 +11,7 @@
 #include "loop_internal.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -169,6 +170,17 @@ static void dispatch(pl_loop *l, const struct epoll_event *ev, int n) {
   if (udp) pl_loop_receive(l);
 }
 
+/* In a conversation the clients that were told something go first, if they wait for this processor: what they say next leaves together with
+ * what is due to be sent, the acknowledgement above all. */
+static void give_way(pl_loop *l) {
+  struct epoll_event ev[WAIT_EVENTS];
+  pl_loop_leave(l);
+  sched_yield();
+  int n = epoll_wait(l->epoll_fd, ev, WAIT_EVENTS, 0);
+  pl_loop_enter(l);
+  if (n > 0) dispatch(l, ev, n);
+}
+
 static void *run(void *arg) {
   pl_loop *l = arg;
   struct epoll_event ev[WAIT_EVENTS];
@@ -188,9 +200,11 @@ static void *run(void *arg) {
     if (l->stop) break;
     if (l->udp_leased && !l->leading && pl_loop_clock_ns() >= l->lease_ns) pl_loop_watch_udp(l, true);
     dispatch(l, ev, n > 0 ? n : 0);
+    if (pl_local_pump(l->local, pl_loop_clock_ns()) && awake) give_way(l);
     pl_loop_settle(l);
     pl_spin_note(l, &spin, waited, n > 0);
     awake = l->udp_leased ? 0 : pl_spin_limit(l, &spin);
+    pl_local_brisk(l->local, awake > 0);
     until = l->udp.more ? 0 : pl_loop_deadline(l);
     if (l->udp_leased) until = pl_min64(until, pl_max64(l->lease_ns, pl_loop_clock_ns() + PL_LEASE_LOOK_NS));
     l->sleep_until_ns = until;
