@@ -194,11 +194,9 @@ static void close_request(pl_local *l, pl_client *c, uint32_t conn) {
 }
 
 void pl_client_close_request(pl_local *l, pl_client *c, uint32_t conn) {
-  bool alone = l->brisk && !l->patient && !pl_client_has_output(c);
+  bool later = pl_client_may_wait(l, c);
   close_request(l, c, conn);
-  if (!alone) return;
-  l->patient = c;
-  l->patient_ns = l->now_ns + PL_PATIENCE_NS;
+  if (later) pl_client_wait(l, c);
 }
 
 /* ---- clients ---- */
@@ -226,8 +224,8 @@ static void client_free(pl_local *l, pl_client *c) {
   pl_engine_client_gone(l->e, c->id, l->now_ns); /* dials, and what was accepted but not attached */
   pl_client_unstall(l, c);
   unlink_work(l, c);
-  if (l->holder == c) l->holder = NULL;
-  if (l->patient == c) l->patient = NULL;
+  pl_client_no_hold(l, c);
+  pl_client_no_wait(l, c);
   if (c->prev)
     c->prev->next = c->next;
   else
@@ -361,23 +359,11 @@ static void serve(pl_local *l, pl_client *c) {
   if (c->broken) client_free(l, c);
 }
 
-/* What was held back long enough. */
-static void end_patience(pl_local *l) {
-  if (l->holder && l->now_ns >= l->hold_ns) {
-    pl_local_work(l, l->holder, true);
-    l->holder = NULL;
-  }
-  if (l->patient && l->now_ns >= l->patient_ns) {
-    pl_local_work(l, l->patient, false);
-    l->patient = NULL;
-  }
-}
-
 bool pl_local_pump(pl_local *l, uint64_t now_ns) {
   uint64_t heard = l->st.frames;
   l->told = false;
   l->now_ns = now_ns;
-  end_patience(l);
+  pl_local_now_or_later(l);
   if (now_ns >= l->accept_at_ns) {
     l->accept_at_ns = PL_NEVER;
     listen_events(l, EPOLLIN);
@@ -403,15 +389,11 @@ bool pl_local_pump(pl_local *l, uint64_t now_ns) {
   return l->told && l->st.frames == heard;
 }
 
-void pl_local_brisk(pl_local *l, bool brisk) { l->brisk = brisk; }
-
 uint64_t pl_local_deadline(const pl_local *l) {
   if (l->work_head || pl_engine_has_ready(l->e)) return 0; /* a timer may have ended a stream since the pump */
   uint64_t at = l->accept_at_ns;
   if (l->stall_head) at = pl_min64(at, l->stall_head->stalled_ns + PL_SLOW_NS);
-  if (l->holder) at = pl_min64(at, l->hold_ns);
-  if (l->patient) at = pl_min64(at, l->patient_ns);
-  return at;
+  return pl_min64(at, pl_local_later_ns(l));
 }
 
 /* ---- life ---- */
@@ -467,7 +449,7 @@ int pl_local_close(pl_local *l, uint32_t client, uint64_t now_ns) {
   pl_client *c = find(l, client);
   if (!c) return PL_ENOENT;
   l->now_ns = now_ns;
-  if (l->patient == c) l->patient = NULL;
+  pl_client_no_wait(l, c);
   pl_client_write(l, c); /* the last words, as far as they fit */
   client_free(l, c);
   return PL_OK;

@@ -125,19 +125,6 @@ static bool stage_room(pl_client *c, size_t n) {
   return true;
 }
 
-/* True: the Close at the head of the stage is not to be handled now. last: nothing stands behind it. */
-static bool hold(pl_local *l, pl_client *c, bool last) {
-  if (!c->held) {
-    if (!last || !l->brisk || l->holder || c->hup) return false;
-    l->holder = c;
-    l->hold_ns = l->now_ns + PL_HOLD_NS;
-    return c->held = true;
-  }
-  if (last && l->holder == c && !c->hup) return true;
-  if (l->holder == c) l->holder = NULL;
-  return c->held = false;
-}
-
 /* Handles what the stage holds until more bytes are needed or the client is paused. `*need`: size of the frame begun, 0 = unknown. */
 static void parse(pl_local *l, pl_client *c, size_t *need) {
   *need = 0;
@@ -178,7 +165,7 @@ static void parse(pl_local *l, pl_client *c, size_t *need) {
       if (avail >= 4) *need = 4 + (size_t)pl_get32(p);
       return;
     }
-    if (cmd == PL_IPC_CLOSE && size > 4 && hold(l, c, size == avail)) return;
+    if (cmd == PL_IPC_CLOSE && size > 4 && pl_client_hold_close(l, c, size == avail)) return;
     c->bulk = false;
     if (size > 4) { /* an empty frame is nothing */
       l->st.frames++;
@@ -254,7 +241,7 @@ void pl_client_read(pl_local *l, pl_client *c) {
     if (r == READ_STOP) break;
   }
   if (!c->broken || !c->held) return;
-  if (l->holder == c) l->holder = NULL;
+  pl_client_no_hold(l, c);
   c->broken = false; /* the end of the input is behind what was held back */
   parse(l, c, &need);
   c->broken = true;

@@ -4,6 +4,7 @@
  *   local_in.c   from the socket: frames, Send bodies
  *   local_dial.c dials that are made here
  *   local_out.c  to the socket: queued frames, Recv frames out of streams
+ *   local_later.c what may wait for what comes next
  *
  * Order on a client's socket: a frame once begun is finished; then queued frames; then Recv frames, connections taking turns. So
  * what was queued before pl_local_attach precedes the first Recv, and CloseOK, queued when a stream is empty, follows the last. */
@@ -29,8 +30,6 @@
 #define PL_TAKEN_BYTES (4u << 20)   /* ... before the client is not read any more */
 #define PL_DIALS 4096u              /* connections and dials of a client; beyond, it is not read until some are answered */
 #define PL_SLOW_NS (10 * PL_NS_PER_S)
-#define PL_HOLD_NS (30 * PL_NS_PER_US)      /* in a conversation a Close waits so long for what the client says next, */
-#define PL_PATIENCE_NS (200 * PL_NS_PER_US) /* and its CloseOK for what the client is told next */
 
 struct pl_client;
 
@@ -106,9 +105,11 @@ struct pl_local {
   pl_client *head;
   pl_client *work_head, *work_tail;
   pl_client *stall_head, *stall_tail; /* oldest first */
-  bool brisk;
   bool told;                    /* a client was written to in this pump */
-  pl_client *holder, *patient;  /* whose Close is held back, and who will be told of its own later; one each, as a conversation has */
+
+  /* local_later.c */
+  bool brisk;
+  pl_client *holder, *patient;  /* whose Close is held back, and whose CloseOK; one each, as a conversation has */
   uint64_t hold_ns, patient_ns; /* until when */
   pl_local_stats st;
 };
@@ -135,6 +136,17 @@ bool pl_client_dialed(pl_local *l, pl_lconn *lc);
 void pl_client_dial_lost(pl_local *l, pl_client *c, uint32_t conn); /* it failed, or is gone before it was answered */
 void pl_client_dial_answered(pl_local *l, pl_client *c);           /* by Python */
 void pl_client_free_dials(pl_client *c);
+
+/* ---- local_later.c ---- */
+/* True: the Close at the head of the stage is not to be handled now. last: nothing stands behind it. */
+bool pl_client_hold_close(pl_local *l, pl_client *c, bool last);
+void pl_client_no_hold(pl_local *l, const pl_client *c); /* any more */
+/* Before a CloseOK that the client asked for is queued: whether it may wait; and after it. */
+bool pl_client_may_wait(const pl_local *l, const pl_client *c);
+void pl_client_wait(pl_local *l, pl_client *c);
+void pl_client_no_wait(pl_local *l, const pl_client *c); /* any more */
+void pl_local_now_or_later(pl_local *l);                 /* what has waited long enough is work */
+uint64_t pl_local_later_ns(const pl_local *l);           /* when something will have */
 
 /* ---- local_out.c ---- */
 /* Queues a complete frame from up to two parts. `forced`: not subject to the bounds. PL_OK, PL_ELIMIT, PL_ENOMEM. */

@@ -44,7 +44,7 @@ int pl_client_queue(pl_local *l, pl_client *c, uint8_t cmd, const uint8_t *p1, s
   if (n1) memcpy(p + 5, p1, n1);
   if (n2) memcpy(p + 5 + n1, p2, n2);
   c->out_frames++;
-  if (l->patient == c) l->patient = NULL;
+  pl_client_no_wait(l, c);
   pl_local_work(l, c, false);
   return PL_OK;
 }
@@ -98,7 +98,7 @@ void pl_client_unpush(pl_lconn *lc) {
 
 void pl_client_push(pl_local *l, pl_lconn *lc) {
   if (!lc->queued) append(lc);
-  if (l->patient == lc->client) l->patient = NULL;
+  pl_client_no_wait(l, lc->client);
   pl_local_work(l, lc->client, false);
 }
 
@@ -311,7 +311,7 @@ static void drop_ended(pl_local *l, pl_client *c) {
 }
 
 void pl_client_write(pl_local *l, pl_client *c) {
-  if (l->patient == c) return;
+  if (l->patient == c) return; /* later */
   size_t sent = 0;
   bool progress = false;
   while (!c->full && !c->broken && !c->deaf && sent < PL_TURN_BYTES) {
