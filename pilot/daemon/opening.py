@@ -20,11 +20,13 @@ async def open_conn(node: Node, to: Address, port: int, *, client: int = 0, seco
     Raises PilotError: not_found as soon as the registry says that there is no such node, connection_failed, timeout;
     CoreError when a limit is reached. Cancelling it ends the dial. client: as in StreamHub.dial_conn.
     """
-    dial = asyncio.ensure_future(
-        node.hub.dial_conn(
-            to.node, port, local_net=node.local_net(to.network), remote_net=to.network, client=client, timeout=seconds
-        )
+    dialling = node.hub.dial_conn(
+        to.node, port, local_net=node.local_net(to.network), remote_net=to.network, client=client, timeout=seconds
     )
+    if node.traversal.connected(to.node):  # nothing to be learnt beside the dial
+        node.traversal.want(to.node, seconds)
+        return await dialling
+    dial = asyncio.ensure_future(dialling)
     path = asyncio.ensure_future(node.traversal.connect(to.node, seconds))
 
     def unwanted(done: asyncio.Future[Event]) -> None:

@@ -154,6 +154,10 @@ class Traversal:
         """The registry may answer now what it has just refused: trust was given."""
         self._book.ask_again(node)
 
+    def connected(self, node: int) -> bool:
+        """Whether the session with `node` is proved and its path answers."""
+        return self.paths.connected(node)
+
     def want(self, node: int, hold: float = WANT_S) -> None:
         """A session and a path to `node` will be needed, for `hold` seconds at least: starts at once, returns at once."""
         self._unrest.set()

@@ -239,3 +239,32 @@ def test_values_that_do_not_fit_name_the_request() -> None:
         ipc.json_frame(0x0E, {"a": float("nan")})
     with pytest.raises(WireError):
         ipc.json_frame(0x0E, {"a": "x" * (1 << 20)})
+
+
+@pytest.mark.parametrize(
+    ("request_", "payload"),
+    [
+        (rq.Dial(Address(0xFFFF, 0xFFFFFFFF), 0xFFFF), b"\xff" * 8),
+        (rq.Dial(Address(1, 2), 3), b"\0\1\0\0\0\2\0\3"),
+        (rq.Close(0xFFFFFFFF), b"\xff" * 4),
+        (rq.Close(0), bytes(4)),
+    ],
+)
+def test_frames_that_are_made_at_once(request_: Request, payload: bytes) -> None:
+    assert request_.payload == payload
+    assert request_.frame() == ipc.frame(request_.code, payload)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        rq.Dial(Address(1, 2), 65536),
+        rq.Dial(Address(65536, 2), 3),
+        rq.Dial(Address(1, -1), 3),
+        rq.Close(-1),
+        rq.Close(1 << 32),
+    ],
+)
+def test_frames_that_are_made_at_once_refuse_what_does_not_fit(bad: Request) -> None:
+    with pytest.raises(WireError, match="a value does not fit its field"):
+        bad.frame()
