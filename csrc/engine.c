@@ -47,7 +47,8 @@ pl_engine *pl_engine_new(const pl_engine_cfg *cfg, pl_tx *tx, uint64_t now_ns) {
   e->cfg = *cfg;
   if (e->cfg.max_segment < PL_SEGMENT_BASE) e->cfg.max_segment = PL_SEGMENT_BASE;
   if (e->cfg.max_segment > 65000) e->cfg.max_segment = 65000;
-  e->budget = (pl_budget){.limit = PL_MEMORY, .spares = &e->spares};
+  e->budget.limit = PL_MEMORY;
+  e->cfg.stream.spares = &e->spares;
   if (!e->cfg.stream.budget) e->cfg.stream.budget = &e->budget;
   e->tx = tx;
   e->now_ns = now_ns;

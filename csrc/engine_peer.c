@@ -16,7 +16,7 @@ pl_peer *pl_peer_get(pl_engine *e, uint32_t node) {
   p->node = node;
   p->created_ns = e->now_ns;
   p->timer.peer = p;
-  p->budget = (pl_budget){.limit = PL_PEER_MEMORY, .parent = e->cfg.stream.budget, .spares = e->cfg.stream.budget->spares};
+  p->budget = (pl_budget){.limit = PL_PEER_MEMORY, .parent = e->cfg.stream.budget};
   p->pmtu.confirmed = PL_PMTU_BASE;
   p->syn_tokens = 64;
   p->share_tokens = PL_SYN_SHARE_BURST;

@@ -33,7 +33,6 @@ void pl_spares_free(pl_spares *k);
 typedef struct pl_budget {
   uint64_t used, limit;
   struct pl_budget *parent; /* what is used here counts there too; NULL = none */
-  pl_spares *spares;        /* NULL = none are kept */
   uint32_t senders;         /* of the streams: have bytes that are not acknowledged */
 } pl_budget;
 static inline void pl_budget_take(pl_budget *b, uint64_t bytes) {
@@ -61,6 +60,7 @@ typedef struct pl_stream_cfg {
   uint64_t syn_timer_ns;      /* first SYN retransmission; 250 ms, doubling to 8 s */
   uint64_t dial_timeout_ns;   /* 30 s */
   pl_budget *budget;
+  pl_spares *spares; /* NULL = none are kept */
 } pl_stream_cfg;
 
 /* What happened, as bits. READABLE / WRITABLE are level hints: query pl_stream_readable / _writable. */

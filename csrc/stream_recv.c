@@ -145,7 +145,7 @@ static void advance(pl_stream *s, uint64_t to) {
 void pl_recv_trim(pl_stream *s) {
   if (s->n_ranges) return;
   if (s->rcv_read == s->rcv_nxt) {
-    pl_byte_ring_release(&s->rcv, s->cfg.budget);
+    pl_byte_ring_release(&s->rcv, &s->cfg);
     s->rcv_window = pl_recv_window_start(s);
   }
   if (s->ranges) {
@@ -195,7 +195,7 @@ unsigned pl_recv_data(pl_stream *s, const pl_packet *pkt, uint64_t now) {
   if (end - s->rcv_read > s->rcv.cap) {
     uint64_t top = s->n_ranges ? s->ranges[s->n_ranges - 1].end : s->rcv_nxt;
     if (s->rcv_read == top) s->rcv.base = s->rcv_read;
-    if (pl_byte_ring_grow(&s->rcv, s->rcv_read, top, end - s->rcv_read, hard_limit(s), s->cfg.budget) != PL_OK) {
+    if (pl_byte_ring_grow(&s->rcv, s->rcv_read, top, end - s->rcv_read, hard_limit(s), &s->cfg) != PL_OK) {
       s->ack_due = true;
       return 0;
     }

@@ -10,28 +10,26 @@ void pl_spares_free(pl_spares *k) {
   while (k->n) free(k->p[--k->n]);
 }
 
-static uint8_t *take(uint64_t cap, const pl_budget *budget) {
-  pl_spares *k = budget ? budget->spares : NULL;
+static uint8_t *take(uint64_t cap, pl_spares *k) {
   return cap == PL_RING_MIN && k && k->n ? k->p[--k->n] : malloc((size_t)cap);
 }
 
-static void give(uint8_t *p, uint32_t cap, const pl_budget *budget) {
-  pl_spares *k = budget ? budget->spares : NULL;
+static void give(uint8_t *p, uint32_t cap, pl_spares *k) {
   if (cap == PL_RING_MIN && k && k->n < PL_SPARES)
     k->p[k->n++] = p;
   else
     free(p);
 }
 
-int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need, uint64_t hard, pl_budget *budget) {
+int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need, uint64_t hard, const pl_stream_cfg *cfg) {
   if (need <= r->cap) return PL_OK;
   if (need > hard) return PL_ELIMIT;
   uint64_t cap = r->cap ? r->cap : PL_RING_MIN;
   while (cap < need) cap *= 2;
   if (cap > 1u << 30) return PL_ELIMIT;
   uint64_t more = cap - r->cap;
-  if (cap > RING_ALWAYS && more > pl_budget_left(budget)) return PL_ELIMIT;
-  uint8_t *p = take(cap, budget);
+  if (cap > RING_ALWAYS && more > pl_budget_left(cfg->budget)) return PL_ELIMIT;
+  uint8_t *p = take(cap, cfg->spares);
   if (!p) return PL_ENOMEM;
   if (to > from) {
     const uint8_t *span[2];
@@ -40,18 +38,18 @@ int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need
     memcpy(p, span[0], len[0]);
     if (n > 1) memcpy(p + len[0], span[1], len[1]);
   }
-  give(r->p, r->cap, budget);
+  give(r->p, r->cap, cfg->spares);
   r->p = p;
   r->cap = (uint32_t)cap;
   r->base = from;
-  pl_budget_take(budget, more);
+  pl_budget_take(cfg->budget, more);
   return PL_OK;
 }
 
-void pl_byte_ring_release(pl_byte_ring *r, pl_budget *budget) {
+void pl_byte_ring_release(pl_byte_ring *r, const pl_stream_cfg *cfg) {
   if (!r->cap) return;
-  give(r->p, r->cap, budget);
-  pl_budget_give(budget, r->cap);
+  give(r->p, r->cap, cfg->spares);
+  pl_budget_give(cfg->budget, r->cap);
   r->p = NULL;
   r->cap = 0;
 }

@@ -16,8 +16,8 @@ typedef struct pl_byte_ring {
 
 /* Makes room for `need` bytes from offset `from`, keeping what is stored in [from, to). `hard` bounds `need`; the budget
  * bounds growth beyond 64 KiB. PL_OK, PL_ELIMIT (bound or budget) or PL_ENOMEM: nothing has changed then. */
-int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need, uint64_t hard, pl_budget *budget);
-void pl_byte_ring_release(pl_byte_ring *r, pl_budget *budget);
+int pl_byte_ring_grow(pl_byte_ring *r, uint64_t from, uint64_t to, uint64_t need, uint64_t hard, const pl_stream_cfg *cfg);
+void pl_byte_ring_release(pl_byte_ring *r, const pl_stream_cfg *cfg);
 /* Copies `n` bytes in at offset `off`. The caller has made room. */
 void pl_byte_ring_put(pl_byte_ring *r, uint64_t off, const uint8_t *data, size_t n);
 /* The bytes [off, off+n) as one or two spans; returns the number of spans. */

@@ -54,7 +54,7 @@ static size_t make_room(pl_stream *s, size_t want) {
   if (have + want > s->snd.cap) {
     if (!have) s->snd.base = s->end;
     uint64_t bound = pl_max64(limit, PL_RING_MIN);
-    while (pl_byte_ring_grow(&s->snd, s->una, s->end, have + want, bound, s->cfg.budget) != PL_OK) {
+    while (pl_byte_ring_grow(&s->snd, s->una, s->end, have + want, bound, &s->cfg) != PL_OK) {
       /* Short of memory: take what fits without growing, or with growing less. */
       if (have + want <= s->snd.cap) break;
       if (have < s->snd.cap) {
@@ -110,7 +110,7 @@ void pl_stream_commit(pl_stream *s, size_t len) {
 
 void pl_send_trim(pl_stream *s) {
   if (s->una != s->end) return;
-  pl_byte_ring_release(&s->snd, s->cfg.budget);
+  pl_byte_ring_release(&s->snd, &s->cfg);
   if (s->segs) {
     pl_budget_give(s->cfg.budget, (s->seg_mask + 1) * sizeof *s->segs);
     free(s->segs);

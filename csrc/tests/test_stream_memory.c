@@ -125,7 +125,7 @@ static void spare_buffers(void) {
   static const uint8_t data[4 * 16384];
   pl_stream_cfg c = cfg();
   pl_spares kept = {0};
-  budget.spares = &kept;
+  c.spares = &kept;
   for (unsigned i = 0; i < 3; i++) {
     pl_stream *s = opened(&c, S);
     CHECK(kept.n == (i ? 1 : 0) && pl_stream_write(s, data, 1) == 1 && kept.n == 0);
