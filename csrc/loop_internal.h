@@ -71,8 +71,8 @@ void pl_loop_watch_udp(pl_loop *l, bool watch);  /* in the data thread's epoll *
 void pl_spin_note(pl_loop *l, pl_spin *s, uint64_t waited_ns, bool served);
 uint64_t pl_spin_limit(const pl_loop *l, const pl_spin *s); /* with the lock: how long the next wait may be awake, 0 = not at all */
 void pl_spin_slice(bool brisk); /* of the calling thread */
-/* Without it: until fd is readable, or then, or until another waits awake on this processor. */
-void pl_spin_on(pl_spin *s, int fd, uint64_t until_ns);
+/* Without it: until fd is readable, or then. False before that if another waits awake on this processor. */
+bool pl_spin_on(pl_spin *s, int fd, uint64_t until_ns);
 
 void pl_loop_wait_init(pl_loop *l);
 void pl_loop_wake_all(pl_loop *l);

@@ -53,13 +53,14 @@ static long given_away(void) {
   return getrusage(RUSAGE_THREAD, &r) == 0 ? r.ru_nivcsw : 0;
 }
 
-void pl_spin_on(pl_spin *s, int fd, uint64_t until_ns) {
+bool pl_spin_on(pl_spin *s, int fd, uint64_t until_ns) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
   while (poll(&p, 1, 0) == 0 && pl_loop_clock_ns() < until_ns) {
     if (!s->looks) s->given = given_away();
     sched_yield();
     if (++s->looks < SPIN_LOOK) continue;
     s->looks = 0; /* a wait is often shorter than so many looks: they count from one to the next */
-    if (given_away() - s->given >= SPIN_CROWDED) return;
+    if (given_away() - s->given >= SPIN_CROWDED) return false;
   }
+  return true;
 }
