@@ -348,6 +348,8 @@ static void set_limits(pl_cc *cc, bbr *b, const pl_cc_ack *a) {
   } else if (a->srtt_ns) {
     cc->pacing_rate = (uint64_t)(STARTUP_GAIN * (double)cc->cwnd * (double)PL_NS_PER_S / (double)a->srtt_ns);
   }
+  /* What the window allows in any case is no burst either; an estimate from a round that lost nearly everything would stop the stream. */
+  if (bw && a->srtt_ns) cc->pacing_rate = pl_max64(cc->pacing_rate, (uint64_t)((double)floor_bytes(cc) * (double)PL_NS_PER_S / (double)a->srtt_ns));
   uint64_t target = pl_max64(bdp(b, CWND_GAIN) + SLACK_BYTES, floor_bytes(cc));
   if (b->full)
     cc->cwnd = pl_min64(cc->cwnd + a->acked, target);

@@ -31,6 +31,7 @@
 #define PL_FAST_RTT_NS PL_NS_PER_MS    /* below it: no pacing, and cwnd not under PL_FAST_CWND */
 #define PL_FAST_CWND (1024u * 1024u)   /* of all streams of a peer together, shared evenly */
 #define PL_FAST_CWND_MIN (32u * 1024u)
+#define PL_FAST_TOTAL (8u << 20)       /* what a socket holds: that minimum is less where the streams are so many that they would overflow it */
 #define PL_IDLE_TRIM_NS PL_NS_PER_S
 
 #define PL_SEG_NONE UINT32_MAX

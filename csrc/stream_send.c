@@ -18,7 +18,8 @@ static uint64_t window_bytes(const pl_stream *s) {
   uint64_t w = s->cc.cwnd;
   if (!s->srtt_ns || s->srtt_ns >= PL_FAST_RTT_NS || s->rto_count) return w;
   uint32_t senders = s->cfg.budget && s->cfg.budget->senders ? s->cfg.budget->senders : 1;
-  return pl_max64(w, pl_max64(s->fast_cwnd / senders, PL_FAST_CWND_MIN));
+  uint64_t least = pl_min64(PL_FAST_CWND_MIN, PL_FAST_TOTAL / senders);
+  return pl_max64(w, pl_max64(s->fast_cwnd / senders, least));
 }
 
 void pl_send_count(pl_stream *s) {

@@ -98,6 +98,20 @@ static void short_path_is_shared(void) {
   }
   CHECK(out <= 3u << 20); /* each has its first window, whatever the path */
   for (unsigned i = 1; i < MANY; i++) pl_stream_free(s[i]);
+  for (unsigned others = 0; others < 1000; others += 999) { /* so many that the receiver's socket would overflow: as on any path */
+    s[0] = pl_stream_dial(&c, 1000, 1400, NULL, S);
+    pl_stream_release(s[0], S);
+    CHECK(only(s[0], S).flags == PL_FLAG_SYN);
+    CHECK(give(s[0], PL_FLAG_SYN | PL_FLAG_ACK, 0, 1001, 512, NULL, 0, S + MS / 10) & PL_SEV_OPENED);
+    budget.senders = others;
+    CHECK(pl_stream_write(s[0], data, sizeof data) > 0);
+    uint64_t first = 0;
+    pl_stream_out o;
+    while (pl_stream_next(s[0], S + MS / 10, &o)) first += o.n1 + o.n2;
+    CHECK(others ? first <= 10 * 1400 : first > 100 * 1400);
+    budget.senders = 1;
+    pl_stream_free(s[0]);
+  }
   CHECK(budget.used == 0 && budget.senders == 0);
 }
 
