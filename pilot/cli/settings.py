@@ -80,7 +80,7 @@ class Settings:
     @property
     def socket(self) -> str:
         """Where the daemon listens for local clients."""
-        from pilot.sdk.client import default_socket
+        from pilot.sdk._socket import default_socket
 
         return self.get("socket") or default_socket()
 

@@ -14,7 +14,8 @@ from pilot.errors import PilotError
 from pilot.sdk._aio_commands import AioCommands
 from pilot.sdk._link import Link
 from pilot.sdk._router import AcceptQueue, DatagramQueue, Stream, send_head
-from pilot.sdk.client import DIAL_TIMEOUT, LocalClient, default_socket
+from pilot.sdk._socket import default_socket
+from pilot.sdk.client import DIAL_TIMEOUT, LocalClient
 from pilot.sdk.streams import WRITE_FRAME, Datagram
 from pilot.wire import ipc_requests as rq
 from pilot.wire.address import Address, split_target

@@ -10,7 +10,6 @@ reading on behalf of blocked writers; at HARD_LIMIT every call raises until it i
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
@@ -25,6 +24,7 @@ from pilot.sdk._gate import Gate
 from pilot.sdk._outgoing import Outgoing
 from pilot.sdk._router import HARD_LIMIT, LARGE, SOFT_LIMIT, AcceptQueue, DatagramQueue, Router, Stream
 from pilot.sdk._services import Services
+from pilot.sdk._socket import default_socket
 from pilot.sdk.streams import Connection, DatagramPort, Listener
 from pilot.wire import ipc_requests as rq
 from pilot.wire.address import Address, split_target
@@ -33,17 +33,6 @@ from pilot.wire.ipc_message import Request
 
 REQUEST_TIMEOUT = 60.0  # a handshake may dial and then ask the registry
 DIAL_TIMEOUT = 30.0
-
-
-def default_socket() -> str:
-    """$PILOT_SOCKET, else $XDG_RUNTIME_DIR/pilot.sock if it exists, else /tmp/pilot.sock."""
-    path = os.environ.get("PILOT_SOCKET")
-    if path:
-        return path
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.path.exists(os.path.join(runtime, "pilot.sock")):
-        return os.path.join(runtime, "pilot.sock")
-    return "/tmp/pilot.sock"
 
 
 class LocalClient(Services):
